@@ -1,0 +1,130 @@
+"""Text to learn from: a corpus that needs no download, and the batches of each task.
+
+The default corpus is the Python standard library's own sources and its language reference, about
+8 MB of code and English on every machine that can run this project. A batch is a function of the
+seed, the task and a running number, of nothing else: so a resumed run sees what an unbroken one does.
+"""
+
+import hashlib
+import platform
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from einops import rearrange
+
+from vist2 import BYTES, READ, START
+
+HELD_OUT = 0.05  # share of the bytes
+# Tests and tables resemble each other across any split; the rest is not the standard library's own.
+LEFT_OUT = {"test", "tests", "idlelib", "encodings", "pydoc_data", "site-packages", "dist-packages"}
+
+
+class Text:
+    """Files end to end, and the windows that do not cross from one file into the next."""
+
+    def __init__(self, files: list[bytes], window: int):
+        """Raises ValueError if no file holds a window of so many bytes."""
+        files = [file for file in files if len(file) >= window]
+        if not files:
+            raise ValueError(f"no file is as long as one training window, {window} bytes")
+        self.bytes = torch.frombuffer(bytearray(b"".join(files)), dtype=torch.uint8)
+        self.window = window
+        self.lengths = torch.tensor([len(file) for file in files])
+        self.starts = self.lengths.cumsum(0) - self.lengths
+
+    def sample(self, rows: int, length: int, generator: torch.Generator) -> torch.Tensor:
+        """(rows, length) bytes from random places; every place is as likely, length <= window."""
+        last = (self.lengths - length + 1).cumsum(0)  # of how many places each file is the last
+        place = torch.randint(int(last[-1]), (rows,), generator=generator)
+        file = torch.searchsorted(last, place, right=True)
+        start = self.starts[file] + place - (last - (self.lengths - length + 1))[file]
+        return self.bytes[start[:, None] + torch.arange(length)].long()
+
+    def windows(self) -> torch.Tensor:
+        """(K, window) bytes: each file cut from its beginning, without overlap, its rest left out."""
+        starts = torch.cat([start + torch.arange(0, length - self.window + 1, self.window)
+                            for start, length in zip(self.starts.tolist(), self.lengths.tolist())])
+        return self.bytes[starts[:, None] + torch.arange(self.window)].long()
+
+
+@dataclass
+class Corpus:
+    name: str
+    digest: str  # of all names and bytes: shifts with each release of Python
+    train: Text
+    held_out: Text
+
+
+def python_files() -> dict[str, bytes]:
+    """The standard library's sources and the topics of the language reference, by name."""
+    from pydoc_data.topics import topics
+
+    root = Path(sysconfig.get_path("stdlib"))
+    sources = (path for path in root.rglob("*.py")
+               if not LEFT_OUT & set(path.relative_to(root).parts)
+               and not path.name.startswith("_sysconfigdata"))  # one machine's own settings
+    files = {path.relative_to(root).as_posix(): path.read_bytes() for path in sources}
+    return files | {f"topics/{name}": text.encode() for name, text in topics.items()}
+
+
+def user_files(path: Path) -> dict[str, bytes]:
+    """One file in twenty pieces, or every file of a folder that is not hidden."""
+    if path.is_file():
+        text = path.read_bytes()
+        size = max(1, -(-len(text) // 20))
+        return {f"{path.name}#{i:02}": text[i * size : (i + 1) * size] for i in range(20)}
+    if not path.is_dir():
+        raise ValueError(f"{path} is not there, expected a file or a folder")
+    inside = (p.relative_to(path) for p in sorted(path.rglob("*")) if p.is_file())
+    return {p.as_posix(): (path / p).read_bytes() for p in inside
+            if not any(part.startswith(".") for part in p.parts)}
+
+
+def load_corpus(path: str | None, window: int) -> Corpus:
+    """The default corpus if `path` is None, else the user's file or folder.
+
+    Held out are the files whose names have the lowest hashes, until they make up HELD_OUT of the
+    bytes. Raises ValueError, or OSError for what cannot be read.
+    """
+    files = user_files(Path(path)) if path else python_files()
+    name = path or f"Python {platform.python_version()} standard library"
+    files = {key: text for key, text in files.items() if len(text) >= window}
+    if len(files) < 2:
+        pieces = " (a lone file is cut into 20)" if path and Path(path).is_file() else ""
+        raise ValueError(f"{name} is too short: expected two files of at least one training window, "
+                         f"{window} bytes{pieces}")
+    order = sorted(files, key=lambda key: hashlib.sha256(key.encode()).digest())
+    total, held_out = sum(map(len, files.values())), []
+    while not held_out or sum(len(files[key]) for key in held_out) < HELD_OUT * total:
+        held_out.append(order.pop(0))
+    digest = hashlib.sha256(b"".join(
+        key.encode() + hashlib.sha256(files[key]).digest() for key in sorted(files))).hexdigest()[:16]
+    return Corpus(name, digest, Text([files[key] for key in order], window),
+                  Text([files[key] for key in held_out], window))
+
+
+def generator(*key) -> torch.Generator:
+    """A stream of random numbers of its own for each key, such as (seed, task, number)."""
+    seed = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(seed[:7], "big"))
+
+
+def language_batch(text: Text, rows: int, chunk: int, rng: torch.Generator):
+    """Windows of text: (text (rows, N, chunk), openings (rows, N), weights like text)."""
+    chunks = rearrange(text.sample(rows, text.window, rng), "B (N n) -> B N n", n=chunk)
+    return chunks, torch.full(chunks.shape[:2], START), torch.ones(chunks.shape)
+
+
+def reading_batch(text: Text, rows: int, chunk: int, rng: torch.Generator):
+    """Pairs of a chunk and READ with the same chunk; the loss is on the copy.
+
+    The first half of the rows is uniformly random bytes, which nobody can guess, the rest real text.
+    """
+    noise = torch.randint(BYTES, (rows // 2, chunk), generator=rng)
+    first = torch.cat([noise, text.sample(rows - rows // 2, chunk, rng)])
+    pairs = torch.stack([first, first], dim=1)  # (rows, 2, chunk)
+    weights = torch.zeros(pairs.shape)
+    weights[:, 1] = 1
+    return pairs, torch.tensor([START, READ]).repeat(rows, 1), weights

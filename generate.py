@@ -1,0 +1,355 @@
+"""Writing with a rolling cache: the past is kept as sketches while reading and while writing.
+
+The cache of each layer is one preallocated buffer and one write position:
+
+    [ sketch tokens of chunks 0..i-1 | START and bytes of the open chunk ]
+                                     ^ mark
+
+When a chunk's last byte arrives it is not fed as text: the chunk is rendered and encoded, the write
+position goes back to the mark, the sketch tokens are written over the bytes, the mark moves past
+them, and the next opening follows in the same pass. Forgetting text is moving a pointer back.
+
+    python generate.py --prompt "def " --stats
+    python generate.py --read README.md
+"""
+
+import argparse
+import codecs
+import os
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from einops import repeat
+
+from render import read_bytes
+from vist2 import BYTES, READ, START, Vist2, load_checkpoint, places
+
+CHECKPOINT = "runs/sketch/model.pt"
+HISTORIES = ("sketch", "full", "prompt")
+
+
+class Session:
+    """A batch of texts of equal length being read and written, and its cache.
+
+    history: "sketch" turns every finished chunk into its sketch; "prompt" the prompt's chunks only;
+    "full" keeps all text. capacity: bytes of text the buffer is made for, by default the window that
+    training saw. When it is reached, the oldest half of the chunks is dropped and the rest prefilled
+    anew, so that the cache always equals a fresh prefill of what it holds.
+    """
+
+    def __init__(self, model: Vist2, batch: int = 1, history: str = "sketch", capacity: int | None = None):
+        config = model.config
+        n, m = config.chunk, config.chunk // config.ratio
+        capacity = config.chunks * n if capacity is None else capacity
+        if history not in HISTORIES:
+            raise ValueError(f"history is {history!r}, expected one of {', '.join(HISTORIES)} to write")
+        if capacity < 2 * n:
+            raise ValueError(f"capacity is {capacity} bytes, expected at least two chunks, {2 * n}")
+        self.model, self.history, self.capacity = model, history, capacity
+        entries = capacity // n * m + n if history == "sketch" else capacity + 1
+        weight = model.decoder.head.weight
+        self.cache = torch.empty(  # keys and values: one buffer, made once
+            2, config.layers, batch, config.kv_heads, entries, config.head_width,
+            dtype=weight.dtype, device=weight.device)
+        self.text = torch.zeros(batch, capacity, dtype=torch.long, device=weight.device)
+        self.count = self.sketched = self.entries = self.mark = 0  # bytes, chunks, entries held
+
+    @property
+    def cache_entries(self) -> int:
+        """Entries held per sequence: floor(t/n) m + 1 + (t mod n) after t bytes, t + 1 for "full"."""
+        return self.entries
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values held, over all layers and the batch."""
+        return self.cache[..., : self.entries, :].numel() * self.cache.element_size()
+
+    def attend(self, layer, q, k, v):
+        """Append keys and values to the cache of a layer, and attend to all that it holds.
+
+        What the buffer holds is in reading order, and a finished chunk's bytes are gone: what the
+        interleave mask says in training is here just "nothing looks ahead".
+        """
+        old, new = self.entries, self.entries + q.shape[2]
+        keys, values = self.cache[:, layer]
+        keys[:, :, old:new], values[:, :, old:new] = k, v
+        # `is_causal` would align the mask to the top left; these queries are the last rows
+        mask = torch.ones(new - old, new, dtype=torch.bool, device=q.device).tril(old)
+        return F.scaled_dot_product_attention(
+            q, keys[:, :, :new], values[:, :, :new], attn_mask=mask, enable_gqa=True)
+
+    @torch.inference_mode()
+    def _append(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Feed x (B, T, C): logits (B, 256) after its last token."""
+        attends = [partial(self.attend, layer) for layer in range(self.model.config.layers)]
+        x = self.model.decoder(x, positions, attends)
+        self.entries += x.shape[1]
+        return self.model.decoder.head(x[:, -1])
+
+    @torch.inference_mode()
+    def _fill(self, text: torch.Tensor, sketched: int, opening: int) -> torch.Tensor:
+        """Start anew from text (B, T) of which so many leading chunks are held as sketches."""
+        config, (B, T) = self.model.config, text.shape
+        n, m = config.chunk, config.chunk // config.ratio
+        self.text[:, :T] = text
+        self.count, self.sketched, self.entries, self.mark = T, sketched, 0, sketched * m
+        open_bytes = text[:, sketched * n :]
+        first = torch.full((B, 1), opening, device=text.device)
+        x = self.model.embed(torch.cat([first, open_bytes], dim=1))
+        positions = torch.arange(sketched * n, T + 1, device=text.device)
+        if sketched:
+            chunks = text[:, : sketched * n].reshape(B, sketched, n)
+            x = torch.cat([self.model.remember(chunks).flatten(1, 2), x], dim=1)
+            sketch_positions = places(sketched, n, m, sketched, text.device)[1][: sketched * m]
+            positions = torch.cat([sketch_positions, positions])
+        return self._append(x, positions)
+
+    def prefill(self, prompt: torch.Tensor, opening: int = START) -> torch.Tensor:
+        """Begin with a prompt: (B, T) bytes, 0 <= T < capacity -> (B, 256) logits of the next byte.
+
+        `opening` comes before the first byte that is held as text.
+        """
+        if prompt.shape[1] >= self.capacity:
+            raise ValueError(f"the prompt is {prompt.shape[1]} bytes, expected under {self.capacity}, "
+                             "the capacity of this session")
+        sketched = 0 if self.history == "full" else prompt.shape[1] // self.model.config.chunk
+        return self._fill(prompt.to(self.text.device), sketched, opening)
+
+    @torch.inference_mode()
+    def step(self, new: torch.Tensor) -> torch.Tensor:
+        """Go on by one byte: (B,) bytes -> (B, 256) logits of the byte after them."""
+        n = self.model.config.chunk
+        self.text[:, self.count] = new
+        self.count += 1
+        if self.count == self.capacity:
+            dropped = -(-(self.count // n) // 2)  # chunks: the oldest half, rounded up
+            kept = self.text[:, dropped * n : self.count].clone()
+            sketched = kept.shape[1] // n if self.history == "sketch" else max(0, self.sketched - dropped)
+            return self._fill(kept, sketched, START)
+        place = torch.tensor([self.count], device=self.text.device)
+        if self.history != "sketch" or self.count % n:
+            return self._append(self.model.embed(new.to(self.text.device)[:, None]), place)
+        memory = self.model.remember(self.text[:, None, self.count - n : self.count])[:, 0]  # (B, m, C)
+        start = torch.full((len(new), 1), START, device=self.text.device)
+        r = self.model.config.ratio
+        positions = torch.arange(self.count - n + r - 1, self.count, r, device=self.text.device)
+        self.entries = self.mark  # the chunk's text is gone
+        self.mark += memory.shape[1]
+        self.sketched += 1
+        return self._append(torch.cat([memory, self.model.embed(start)], dim=1), torch.cat([positions, place]))
+
+    def fork(self, k: int) -> "Session":
+        """k copies of a batch of one, to write k continuations after one prefill."""
+        session = Session(self.model, k, self.history, self.capacity)
+        session.cache[..., : self.entries, :] = self.cache[..., : self.entries, :]
+        session.text[:] = self.text
+        for name in ("count", "sketched", "entries", "mark"):
+            setattr(session, name, getattr(self, name))
+        return session
+
+
+def pick(logits: torch.Tensor, temperature: float, top_k: int | None, generators) -> torch.Tensor:
+    """The next byte of each row of (B, 256) logits: the likeliest at temperature 0, else a sample."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.float().cpu() / temperature
+    if top_k:
+        least = logits.topk(min(top_k, BYTES)).values[:, -1:]
+        logits = logits.masked_fill(logits < least, float("-inf"))
+    return torch.cat([torch.multinomial(row.softmax(-1), 1, generator=generator)
+                      for row, generator in zip(logits, generators)])
+
+
+def write(session: Session, logits: torch.Tensor, max_new_bytes: int, temperature: float,
+          top_k: int | None, seed: int) -> Iterator[torch.Tensor]:
+    """Yield (B,) bytes, one at a time; row i draws as a single text with seed + i would."""
+    generators = [torch.Generator().manual_seed(seed + row) for row in range(len(logits))]
+    for index in range(max_new_bytes):
+        new = pick(logits, temperature, top_k, generators)
+        yield new
+        if index + 1 < max_new_bytes:
+            logits = session.step(new)
+
+
+def check(max_new_bytes: int, temperature: float, top_k: int | None) -> None:
+    """Raises ValueError for settings of sampling that make no sense."""
+    if max_new_bytes < 0:
+        raise ValueError(f"the length is {max_new_bytes} bytes, expected 0 or more")
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature is {temperature}, expected 0 (the likeliest byte) or more")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top-k is {top_k}, expected 1 or more")
+
+
+def newest(prompt: bytes, capacity: int, n: int) -> bytes:
+    """The end of a prompt that a session has room for, cut from the left by whole chunks."""
+    return prompt[max(0, len(prompt) // n - capacity // n + 1) * n :]
+
+
+def as_rows(text: bytes) -> torch.Tensor:
+    """(1, T) bytes."""
+    return torch.tensor(list(text), dtype=torch.long)[None]
+
+
+def generate(model: Vist2, prompt: bytes, max_new_bytes: int, *, temperature: float = 0.0,
+             top_k: int | None = None, seed: int = 0, history: str = "sketch", stop: int | None = None,
+             history_chunks: int | None = None) -> bytes:
+    """Continue a prompt of any bytes, or none, until `stop` (left out) or so many new bytes.
+
+    history_chunks: how far back the model sees, by default as many chunks as a training window holds;
+    of a longer prompt the end is read. Raises ValueError for settings that make no sense.
+    """
+    check(max_new_bytes, temperature, top_k)
+    config = model.config
+    session = Session(model, 1, history, (history_chunks or config.chunks) * config.chunk)
+    logits = session.prefill(as_rows(newest(prompt, session.capacity, config.chunk)))
+    written = bytearray()
+    for new in write(session, logits, max_new_bytes, temperature, top_k, seed):
+        if new.item() == stop:
+            break
+        written.append(new.item())
+    return bytes(written)
+
+
+def read_back(model: Vist2, text: bytes, batch: int = 64) -> bytes:
+    """What the model reads from the sketch of each whole chunk, free-running: its own output fed back."""
+    n = model.config.chunk
+    chunks = as_rows(text[: len(text) // n * n]).view(-1, n)
+    read = []
+    for group in chunks.split(batch):
+        session = Session(model, len(group))
+        logits = session.prefill(group, READ)
+        read.append(torch.stack(list(write(session, logits, n, 0.0, None, 0)), dim=1).cpu())
+    return bytes(torch.cat(read).flatten().tolist()) if read else b""
+
+
+def printable(text: str) -> str:
+    """Control characters in caret form or as hexadecimal, so that none reaches a terminal."""
+    return "".join(
+        f"^{chr(ord(c) ^ 64)}" if ord(c) < 32 and c not in "\n\t" or c == "\x7f"
+        else f"<{ord(c):02x}>" if 0x80 <= ord(c) < 0xA0 else c for c in text)
+
+
+class Out:
+    """Standard output: raw bytes into a pipe; on a terminal UTF-8 text without control characters."""
+
+    def __init__(self):
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.terminal = sys.stdout.isatty()
+
+    def write(self, new: bytes, final: bool = False) -> None:
+        if self.terminal:
+            sys.stdout.write(printable(self.decoder.decode(new, final)))
+            sys.stdout.flush()
+        else:
+            sys.stdout.buffer.write(new)
+            sys.stdout.buffer.flush()
+
+
+def print_reading(model: Vist2, text: bytes) -> None:
+    """Each whole chunk beside what the model reads from its sketch, then the share of bytes right."""
+    n = model.config.chunk
+    read = read_back(model, text)
+    for start in range(0, len(read), n):
+        for label, side in (("text", text), ("read", read)):
+            line = side[start : start + n].decode("utf-8", "replace").replace("\t", "^I").replace("\n", "^J")
+            print(f"{label} |{printable(line)}|")
+    right = sum(a == b for a, b in zip(text, read))
+    print(f"{right} of {len(read)} bytes right: {right / len(read):.4f}, free-running"
+          f" ({len(text) - len(read)} bytes at the end, no whole chunk, left out)")
+
+
+def find_device(name: str) -> torch.device:
+    """'auto' takes CUDA, then Apple's MPS, then the CPU. Raises ValueError for one that is not there."""
+    there = {"cpu": True, "mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available()}
+    if name == "auto":
+        name = [device for device, is_there in there.items() if is_there][-1]
+    if not there.get(name):
+        here = ", ".join(device for device, is_there in there.items() if is_there)
+        raise ValueError(f"device {name!r} is not there, expected auto or one of {here}")
+    return torch.device(name)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description="Continue a text with a trained model, or let it read a file's sketches.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    what = parser.add_argument_group("what to do (without any of these: continue standard input)")
+    what = what.add_mutually_exclusive_group()
+    what.add_argument("--prompt", help="text to continue, may be empty")
+    what.add_argument("--prompt-file", metavar="FILE", help="a file to continue, - for standard input")
+    what.add_argument("--read", metavar="FILE", help="print what the model reads from a file's sketches")
+    parser.add_argument("--checkpoint", default=CHECKPOINT, help="what train.py wrote")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument("--max-new-bytes", type=int, default=512, help="length of a continuation")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest byte")
+    parser.add_argument("--top-k", type=int, help="sample among the k likeliest bytes only")
+    parser.add_argument("--seed", type=int, default=0, help="sample i uses seed + i")
+    parser.add_argument("--samples", type=int, default=1, help="continuations after one prefill")
+    parser.add_argument("--history", choices=HISTORIES, help="default: as the checkpoint was trained")
+    parser.add_argument("--history-chunks", type=int, help="how far back to see; default: as in training")
+    parser.add_argument("--stats", action="store_true", help="print what the cache holds, and the speed")
+    args = parser.parse_args(argv)
+    try:
+        run(args)
+    except (OSError, ValueError) as error:
+        sys.exit(f"generate.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def run(args: argparse.Namespace) -> None:
+    check(args.max_new_bytes, args.temperature, args.top_k)
+    if args.samples < 1:
+        raise ValueError(f"--samples is {args.samples}, expected 1 or more")
+    model, info = load_checkpoint(args.checkpoint, find_device(args.device))
+    n = model.config.chunk
+    if args.read is not None:
+        text = read_bytes(args.read)
+        if len(text) < n:
+            raise ValueError(f"{args.read} has {len(text)} bytes, expected at least one chunk, {n}")
+        return print_reading(model, text)
+
+    if args.prompt is not None:
+        prompt = os.fsencode(args.prompt)
+    elif args.prompt_file is not None or not sys.stdin.isatty():
+        prompt = read_bytes(args.prompt_file or "-")
+    else:
+        prompt = b""
+    chunks = model.config.chunks if args.history_chunks is None else args.history_chunks
+    began = time.perf_counter()
+    session = Session(model, 1, args.history or info["history"], chunks * n)
+    held = newest(prompt, session.capacity, n)
+    if len(held) < len(prompt):
+        print(f"generate.py: the prompt is {len(prompt)} bytes, the history {chunks} chunks of {n}: "
+              f"the first {len(prompt) - len(held)} bytes are cut", file=sys.stderr)
+    logits = session.prefill(as_rows(held))
+    first = time.perf_counter() - began
+    if args.samples > 1:
+        session, logits = session.fork(args.samples), logits.expand(args.samples, -1)
+    texts = write(session, logits, args.max_new_bytes, args.temperature, args.top_k, args.seed)
+    if args.samples == 1:
+        out = Out()
+        for new in texts:
+            out.write(bytes(new.tolist()))
+        out.write(b"\n", final=True)
+    else:
+        for number, row in enumerate(torch.stack(list(texts), dim=1).tolist()):
+            print(f"--- sample {number}", flush=True)
+            Out().write(bytes(row) + b"\n", final=True)
+    if args.stats:
+        seconds = time.perf_counter() - began - first
+        full = session.count + 1
+        print(f"cache: {session.cache_entries} entries, {session.cache_bytes / 1024:.0f} KiB, for "
+              f"{session.count} bytes of text; full text would hold {full} entries, "
+              f"{session.cache_bytes / 1024 * full / session.cache_entries:.0f} KiB\n"
+              f"first byte after {1000 * first:.0f} ms, then "
+              f"{args.samples * args.max_new_bytes / seconds:.0f} bytes a second", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

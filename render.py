@@ -1,0 +1,136 @@
+"""Bytes to pixels: every chunk of text becomes a sketch, an image that the encoder can look at.
+
+Each of the 256 bytes has a bitmap of its own (a glyph), `cell = (height, width)` pixels large. A sketch
+is a page of glyphs in reading order, 64 pixels wide, which is four of the encoder's 16x16 patches:
+
+    cell (h, w)   16x8       16x4       8x4           4x4
+    ratio         2x         4x         8x            16x          bytes in one patch
+    to a person   terminal   narrow     tiny          a blur
+
+There are no parameters here. The cell is the compression dial, and one that a person can see:
+
+    python render.py README.md --out sketch.png --cell 16x4
+"""
+
+import argparse
+import functools
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange, reduce, repeat
+from PIL import Image, ImageDraw, ImageFont
+
+PATCH = 16  # pixels, as in ViT-L/16
+PAGE = 4 * PATCH  # the width of a page in pixels
+CELLS = ((16, 8), (16, 4), (8, 4), (4, 4))
+LEAST_DISTANCE = 0.2  # between any two glyphs of one cell (Euclidean, ink in 0..1)
+
+
+@functools.lru_cache
+def glyphs(cell: tuple[int, int]) -> torch.Tensor:
+    """All 256 bitmaps: (256, h, w) float32 in [0, 1], 1 is ink. Do not write to the result.
+
+    ASCII is drawn with the 6x11 bitmap font inside Pillow, the same on every machine; control bytes
+    as the letter of their caret notation (^@ .. ^_, ^?), white on black. Text is UTF-8, where a byte
+    over 127 is never a letter by itself: it gets the bitmap of `byte - 128`, its top row flipped.
+    Each bitmap is averaged over the area that a pixel of the cell covers.
+
+    Raises ValueError for a cell that is not one of CELLS.
+    """
+    if tuple(cell) not in CELLS:
+        known = ", ".join(f"{h}x{w}" for h, w in CELLS)
+        raise ValueError(f"cell {cell!r} is unknown, expected one of {known} (height x width)")
+    font = ImageFont.load_default_imagefont()
+    h, w = cell
+    bitmaps = []
+    for byte in range(256):
+        low = byte % 128
+        control = low < 32 or low == 127
+        picture = Image.new("L", (6, 11))
+        ImageDraw.Draw(picture).text((0, 0), chr(low ^ 64 if control else low), 255, font)
+        bitmap = torch.from_numpy(np.array(picture)) > 127  # (11, 6)
+        bitmap ^= control
+        bitmap[0] ^= byte > 127
+        fine = repeat(bitmap.float(), "H W -> (H h) (W w)", h=h, w=w)
+        bitmaps.append(reduce(fine, "(h H) (w W) -> h w", "mean", h=h, w=w))
+    return torch.stack(bitmaps)
+
+
+def patches_per_chunk(n: int, cell: tuple[int, int]) -> int:
+    """m, the patches that n bytes fill: a row of up to four, or whole rows of four.
+
+    Raises ValueError where n bytes do not fill such a page.
+    """
+    ratio = (PATCH // cell[0]) * (PATCH // cell[1])
+    m = n // ratio
+    if n < 1 or n % ratio or (m > 4 and m % 4):
+        raise ValueError(
+            f"chunk {n} does not divide into patches: at cell {cell[0]}x{cell[1]} expected "
+            f"{ratio}, {2 * ratio}, {3 * ratio} or a multiple of {4 * ratio} bytes"
+        )
+    return m
+
+
+def render(chunks: torch.Tensor, cell: tuple[int, int]) -> torch.Tensor:
+    """Sketches of chunks: (..., n) integer bytes -> (..., H, W) float32 in [0, 1].
+
+    Works on the device that the chunks are on. W is 64 pixels, less for fewer than four patches.
+    """
+    width = min(PAGE, PATCH * patches_per_chunk(chunks.shape[-1], cell))
+    pixels = glyphs(cell).to(chunks.device)[chunks.long()]  # (..., n, h, w)
+    return rearrange(pixels, "... (row col) h w -> ... (row h) (col w)", col=width // cell[1])
+
+
+def parse_cell(text: str) -> tuple[int, int]:
+    """'16x4' -> (16, 4), for command lines."""
+    for cell in CELLS:
+        if text == f"{cell[0]}x{cell[1]}":
+            return cell
+    known = ", ".join(f"{h}x{w}" for h, w in CELLS)
+    raise argparse.ArgumentTypeError(f"cell {text!r} is unknown, expected one of {known}")
+
+
+def read_bytes(path: str) -> bytes:
+    """The bytes of a file, or of standard input for '-'."""
+    return sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+
+
+def contact_sheet(text: bytes, cell: tuple[int, int], chunk: int, columns: int = 4) -> Image.Image:
+    """All chunks of a text side by side, black on white, enlarged, in thin frames, for a person."""
+    text += b" " * (-len(text) % chunk)
+    sketches = render(torch.tensor(list(text)).view(-1, chunk), cell)  # (N, H, W)
+    sketches = torch.nn.functional.pad(1 - sketches, (2, 2, 2, 2), value=1.0)
+    sketches[:, 0], sketches[:, -1], sketches[:, :, 0], sketches[:, :, -1] = 0.7, 0.7, 0.7, 0.7
+    blank = torch.ones(-len(sketches) % columns, *sketches.shape[1:])
+    page = rearrange(torch.cat([sketches, blank]), "(r c) H W -> (r H) (c W)", c=columns)
+    picture = Image.fromarray((255 * page).byte().numpy())
+    return picture.resize((3 * picture.width, 3 * picture.height), Image.Resampling.NEAREST)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description="Draw a text as the model sees its past: one framed sketch a chunk.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("file", help="any file, or - for standard input")
+    parser.add_argument("--out", default="sketch.png", help="where the picture goes")
+    parser.add_argument("--cell", type=parse_cell, default="16x4", help="16x8, 16x4, 8x4 or 4x4")
+    parser.add_argument("--chunk", type=int, default=64, help="bytes in one sketch")
+    parser.add_argument("--limit", type=int, default=64, help="draw at most so many chunks")
+    args = parser.parse_args(argv)
+    try:
+        text = read_bytes(args.file)
+        if not text or args.limit < 1:
+            raise ValueError(f"{args.file} has {len(text)} bytes, --limit is {args.limit}: "
+                             "expected at least one byte and one chunk")
+        drawn = text[: args.limit * args.chunk]
+        contact_sheet(drawn, args.cell, args.chunk).save(args.out)
+    except (OSError, ValueError) as error:
+        sys.exit(f"render.py: {error}")
+    print(f"{args.out}: {len(drawn)} of {len(text)} bytes of {args.file}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,361 @@
+"""The curriculum: read the sketch, then model language with sketches as the only past.
+
+    python train.py                       the model of the README, on a corpus that needs no download
+    python train.py --history none        a reference: sees its own chunk only
+    python train.py --history full        a reference: sees all text, a plain GPT
+    python train.py --resume              go on where a run stopped, bit for bit
+
+The language model forgets its eyes before it finds a use for them, unless three things hold: the
+history is learned when the model cannot do without it, so chunks begin at one patch and grow; a skill
+once learned stays in the mix; and every step mixes all tasks of its stage in one gradient.
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from data import Corpus, generator, language_batch, load_corpus, reading_batch
+from generate import find_device, generate, printable, read_back
+from render import parse_cell, patches_per_chunk
+from vist2 import PRESETS, Config, Vist2, loss, read_checkpoint, save_checkpoint
+
+
+@dataclass(frozen=True)
+class Stage:
+    """steps: in the default run. part: chunk length, as a part of the config's. The rest: shares of
+    a step's bytes, and of its loss, for each task."""
+
+    name: str
+    steps: int
+    part: float
+    language: float
+    reading: float
+
+
+CURRICULUM = (
+    #      name          steps  part   language  reading
+    Stage("reading",       450, 1,     0.00,     1.00),  # 1: transcribe the sketch (OCR)
+    Stage("1/16 chunks",  1200, 1/16,  0.75,     0.25),  # 2: optical language modelling, where
+    Stage("1/4 chunks",   1000, 1/4,   0.75,     0.25),  #    chunks grow from one patch
+    Stage("1/2 chunks",    500, 1/2,   0.75,     0.25),
+    Stage("whole chunks", 2500, 1,     0.75,     0.25),
+    #                                                    # 3: instruction tuning will stand here
+)
+TASKS = {"language": language_batch, "reading": reading_batch}
+STEPS = sum(stage.steps for stage in CURRICULUM)
+ADAMW_RATE = 0.6  # of Muon's
+# What a run of each preset takes if nothing is said; lr is Muon's.
+DEFAULTS = {"tiny": dict(steps=STEPS, batch_bytes=2048, lr=5e-3)}
+DEFAULTS |= {name: dict(steps=4 * STEPS, batch_bytes=2**17, lr=3e-3) for name in PRESETS if name != "tiny"}
+
+
+def stages(history: str, steps: int) -> list[Stage]:
+    """The curriculum scaled to so many steps.
+
+    The references `full` and `none` take the same language batches in as many steps, and skip what
+    makes no sense for them: reading, and chunks that grow.
+    """
+    scaled = [Stage(**(asdict(stage) | {"steps": max(1, round(stage.steps * steps / STEPS))}))
+              for stage in CURRICULUM]
+    if history == "sketch":
+        return scaled
+    return [Stage("language", stage.steps, 1, stage.language, 0) for stage in scaled if stage.language]
+
+
+def chunk_of(stage: Stage, config: Config) -> int:
+    """The stage's chunk length: the largest page, up to its part, that divides the config's chunk."""
+    def fits(n):
+        try:
+            return config.chunk % n == 0 and patches_per_chunk(n, config.cell) > 0
+        except ValueError:
+            return False
+    limit = max(config.ratio, int(config.chunk * stage.part))
+    return max(n for n in range(config.ratio, limit + 1) if fits(n))
+
+
+def batch_for(task: str, stage: Stage, config: Config, text, batch_bytes: int, seed: int, number: int):
+    """The number-th batch of a task, a function of its arguments alone: (text, openings, weights)."""
+    share = getattr(stage, task)
+    chunk = chunk_of(stage, config) if task == "language" else config.chunk
+    row = config.chunks * config.chunk if task == "language" else 2 * config.chunk
+    rows = max(1, round(share * batch_bytes / row))
+    return TASKS[task](text, rows, chunk, generator(seed, task, number))
+
+
+def to_device(batch, device: torch.device):
+    """Move tensors; from pinned memory if there is CUDA, so that the copy does not wait."""
+    if torch.cuda.is_available():
+        batch = [tensor.pin_memory() for tensor in batch]
+    return [tensor.to(device, non_blocking=True) for tensor in batch]
+
+
+def make_optimizers(model: Vist2, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024) for the matrices inside blocks, AdamW for all other weights."""
+    matrices = [p for name, p in model.named_parameters() if ".blocks." in name and p.ndim == 2]
+    others = [p for name, p in model.named_parameters() if not (".blocks." in name and p.ndim == 2)]
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=ADAMW_RATE * lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def rate(step: int, steps: int) -> float:
+    """The share of the full rate at a step: 20 steps up, flat, the last 40 % down to 2 %."""
+    return min(1.0, (step + 1) / 20, 0.02 + 0.98 * (steps - step) / (0.4 * steps))
+
+
+# -------------------------------------------------------------------------------- evaluation
+
+
+@torch.inference_mode()
+def evaluate(model: Vist2, corpus: Corpus, history: str, count: int | None = None) -> dict[str, float]:
+    """Bits per byte on held-out windows (all, or the first `count`), and reading accuracy.
+
+    position 0, first 4 and from 16 on are places in a chunk, in the later half of the window.
+    Draws nothing from any random state that training uses.
+    """
+    config, device = model.config, model.decoder.head.weight.device
+    windows = corpus.held_out.windows()[:count].view(-1, config.chunks, config.chunk)
+    bits = []
+    for text in windows.split(16):
+        text = text.to(device)
+        losses = F.cross_entropy(model(text, history=history).float().flatten(0, -2), text.flatten(),
+                                 reduction="none")
+        bits.append(losses.view(text.shape).cpu() / math.log(2))
+    bits = torch.cat(bits)  # (K, N, n)
+    later = bits[:, config.chunks // 2 :]
+    result = {"bpb": bits.mean(), "position 0": later[..., 0].mean(), "first 4": later[..., :4].mean(),
+              "from 16 on": later[..., 16:].mean()}
+    if history == "sketch":
+        rows = 2 * min(len(windows), 128)
+        text, openings, _ = reading_batch(corpus.held_out, rows, config.chunk, generator("evaluation"))
+        right = torch.cat([model(t.to(device), o.to(device))[:, 1].argmax(-1).cpu() == t[:, 1]
+                           for t, o in zip(text.split(32), openings.split(32))]).float()
+        result |= {"reading noise": right[: rows // 2].mean(), "reading text": right[rows // 2 :].mean()}
+    return {name: value.item() for name, value in result.items()}
+
+
+def report(model: Vist2, corpus: Corpus, info: dict) -> None:
+    """What a person wants to see at the end."""
+    history, n = info["history"], model.config.chunk
+    print(f"\nheld-out files of {corpus.name} (digest {corpus.digest}), history {history}, "
+          f"{info['step']} steps")
+    for name, value in evaluate(model, corpus, history).items():
+        unit = "of bytes right, teacher-forced" if "reading" in name else "bits per byte"
+        print(f"  {name:14} {value:6.3f} {unit}")
+    window = bytes(corpus.held_out.windows()[0].tolist())
+    if history == "sketch":
+        print(f"\na chunk       |{printable_line(window[:n])}|\n"
+              f"read from it  |{printable_line(read_back(model, window[:n]))}|")
+    if history != "none":
+        prompt = window[: len(window) // 2]
+        written = generate(model, prompt, len(window) // 2, temperature=0.8, history=history)
+        print(f"\nprompt: ...{printable(prompt[-2 * n :].decode('utf-8', 'replace'))}\n"
+              f"--- continued, at temperature 0.8:\n{printable(written.decode('utf-8', 'replace'))}")
+
+
+def printable_line(text: bytes) -> str:
+    return printable(text.decode("utf-8", "replace").replace("\n", "^J").replace("\t", "^I"))
+
+
+# ---------------------------------------------------------------------------------- the loop
+
+SAVE_EVERY = 250  # steps; also evaluates a little, for the log
+
+
+def train_step(model, stage: Stage, numbers: dict, corpus: Corpus, config: Config, settings: dict,
+               device: torch.device) -> dict[str, float]:
+    """Add one step's gradients, all tasks of the stage together; their losses in bits per byte."""
+    losses = {}
+    for task in TASKS:
+        share = getattr(stage, task)
+        if not share:
+            continue
+        batch = batch_for(task, stage, config, corpus.train, settings["batch_bytes"], settings["seed"],
+                          numbers[task])
+        numbers[task] += 1
+        text, openings, weights = to_device(batch, device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings["bf16"]):
+            logits = model(text, openings, settings["history"])
+        nats = loss(logits, text, weights)
+        (share * nats).backward()
+        losses[task] = nats.item() / math.log(2)
+        if task == "reading":
+            right = (logits.argmax(-1) == text) * weights
+            losses["accuracy"] = (right.sum() / weights.sum()).item()
+    return losses
+
+
+def train(model: Vist2, corpus: Corpus, settings: dict, out: Path, device: torch.device,
+          resumed: dict | None = None) -> dict:
+    """Run the curriculum, or what is left of it, and return the info of the last checkpoint.
+
+    Writes out/model.pt and out/log.jsonl. Raises ArithmeticError for a loss that is not finite, with
+    the last good checkpoint as it was, and KeyboardInterrupt after a Ctrl-C, with all steps saved.
+    """
+    config, lr = model.config, settings["lr"]
+    plan = [stage for stage in stages(settings["history"], settings["steps"]) for _ in range(stage.steps)]
+    optimizers = make_optimizers(model, lr)
+    step, numbers = 0, dict.fromkeys(TASKS, 0)  # steps done, batches drawn of each task
+    if resumed:
+        step, numbers = resumed["info"]["step"], resumed["numbers"]
+        for optimizer, state in zip(optimizers, resumed["optimizers"]):
+            optimizer.load_state_dict(state)
+    runner = torch.compile(model) if settings["compile"] else model
+
+    def save() -> dict:
+        info = {"step": step, "steps": len(plan), "stage": plan[max(0, step - 1)].name,
+                "history": settings["history"], "chunks": config.chunks, "seed": settings["seed"],
+                "digest": corpus.digest, "corpus": corpus.name}
+        save_checkpoint(out / "model.pt", model, info, settings=settings, numbers=numbers,
+                        optimizers=[optimizer.state_dict() for optimizer in optimizers])
+        return info
+
+    smooth: dict[str, float] = {}
+    bar = tqdm(total=len(plan), initial=step, unit_scale=settings["batch_bytes"], unit="B")
+    with open_log(out / "log.jsonl", step) as log, bar, held_interrupts() as interrupted:
+        while step < len(plan) and not interrupted:
+            stage = plan[step]
+            for optimizer, full in zip(optimizers, (lr, ADAMW_RATE * lr)):
+                optimizer.param_groups[0]["lr"] = full * rate(step, len(plan))
+            losses = train_step(runner, stage, numbers, corpus, config, settings, device)
+            size = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
+            if not math.isfinite(sum(losses.values()) + size):
+                raise ArithmeticError(f"the loss is not finite at step {step + 1}: {losses}, "
+                                      f"gradient {size}; the checkpoint of an earlier step stands")
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            step += 1
+
+            line = {"step": step, "stage": stage.name} | losses
+            save_now = step % SAVE_EVERY == 0
+            if save_now:
+                line["held out"] = evaluate(model, corpus, settings["history"], count=64)
+            log.write(json.dumps(line) + "\n")
+            log.flush()  # before the checkpoint: a log may run ahead of it, never fall behind
+            if save_now:
+                save()
+            smooth = {name: 0.95 * smooth.get(name, value) + 0.05 * value for name, value in losses.items()}
+            bar.set_description(stage.name, refresh=False)
+            bar.set_postfix({name: f"{value:.3f}" for name, value in smooth.items()}, refresh=False)
+            bar.update()
+        info = save()
+    if step < len(plan):
+        raise KeyboardInterrupt
+    return info
+
+
+def open_log(path: Path, step: int):
+    """The log, open for lines after `step`; lines that no checkpoint stands behind are dropped."""
+    kept = []
+    if step and path.exists():
+        kept = [line for line in path.read_text().splitlines(keepends=True)
+                if line.endswith("\n") and json.loads(line)["step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)
+    return path.open("a")
+
+
+@contextlib.contextmanager
+def held_interrupts():
+    """A list that Ctrl-C fills, so that a step is never cut in the middle."""
+    interrupted: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# ------------------------------------------------------------------------------ command line
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train VIST2, or a reference, through the curriculum.",
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    model = parser.add_argument_group("model")
+    model.add_argument("--preset", default="tiny", help=", ".join(PRESETS))
+    model.add_argument("--history", default="sketch", choices=("sketch", "full", "none"),
+                       help="what the model sees of finished chunks")
+    model.add_argument("--cell", type=parse_cell, default="16x4", help="pixels of a byte: the ratio's dial")
+    model.add_argument("--chunk", type=int, default=64, help="bytes in a chunk")
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", metavar="PATH", help="file or folder; default: Python's standard library")
+    data.add_argument("--out", metavar="DIR", help="for model.pt and log.jsonl; default: runs/HISTORY")
+    data.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    run = parser.add_argument_group("run")
+    run.add_argument("--steps", type=int, help="length of the whole curriculum; default: the preset's")
+    run.add_argument("--batch-bytes", type=int, help="bytes of text in a step; default: the preset's")
+    run.add_argument("--lr", type=float, help="Muon's rate, AdamW takes 0.6 of it; default: the preset's")
+    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    run.add_argument("--bf16", action=argparse.BooleanOptionalAction,
+                     help="autocast to bfloat16; default: on CUDA")
+    run.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    out = Path(args.out or f"runs/{args.history}")
+    try:
+        run(args, out)
+    except (ArithmeticError, OSError, ValueError) as error:
+        sys.exit(f"train.py: {error}")
+    except KeyboardInterrupt:
+        print(f"\ntrain.py: stopped; {out}/model.pt holds what was learned, --resume goes on from there",
+              file=sys.stderr)
+        sys.exit(130)
+
+
+def run(args: argparse.Namespace, out: Path) -> None:
+    config = Config.preset(args.preset, chunk=args.chunk, cell=args.cell)
+    device = find_device(args.device)
+    defaults = DEFAULTS[args.preset]
+    corpus = load_corpus(args.data, config.chunks * config.chunk)
+    settings = {  # all that a run depends on, as plain types; a resume must agree with it
+        "config": asdict(config), "history": args.history, "data": corpus.digest, "seed": args.seed,
+        "steps": args.steps or defaults["steps"], "lr": args.lr or defaults["lr"],
+        "batch_bytes": args.batch_bytes or defaults["batch_bytes"],
+        "bf16": device.type == "cuda" if args.bf16 is None else args.bf16, "compile": args.compile}
+    for name in ("steps", "lr", "batch_bytes"):
+        if settings[name] < 0:
+            raise ValueError(f"--{name.replace('_', '-')} is {settings[name]}, expected more than 0")
+    path, resumed = out / "model.pt", None
+    if args.resume:
+        resumed = read_checkpoint(path)
+        for name, value in settings.items():
+            if resumed["settings"].get(name) != value:
+                raise ValueError(f"cannot resume {path}: {name} was {resumed['settings'].get(name)}, "
+                                 f"now it is {value}")
+    elif path.exists():
+        raise ValueError(f"{path} is there already: --resume goes on with it, --out takes another folder")
+
+    torch.manual_seed(args.seed)
+    model = Vist2(config).to(device)
+    if resumed:
+        model.load_state_dict(resumed["model"])
+    out.mkdir(parents=True, exist_ok=True)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {device}, "
+          f"{torch.get_num_threads()} threads; {corpus.name}: {len(corpus.train.bytes):,} bytes to train "
+          f"on, {len(corpus.held_out.bytes):,} held out")
+    began = time.perf_counter()
+    info = train(model, corpus, settings, out, device, resumed)
+    report(model, corpus, info)
+    print(f"\n{path} after {(time.perf_counter() - began) / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    main()
