@@ -111,10 +111,10 @@ def generator(*key) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(seed[:7], "big"))
 
 
-def language_batch(text: Text, rows: int, chunk: int, rng: torch.Generator):
-    """Windows of text: (text (rows, N, chunk), openings (rows, N), weights like text)."""
-    chunks = rearrange(text.sample(rows, text.window, rng), "B (N n) -> B N n", n=chunk)
-    return chunks, torch.full(chunks.shape[:2], START), torch.ones(chunks.shape)
+def language_batch(windows: torch.Tensor, chunk: int):
+    """Windows of text (B, N n), cut: text (B, N, n), openings (B, N) and weights like text."""
+    text = rearrange(windows, "B (N n) -> B N n", n=chunk)
+    return text, torch.full(text.shape[:2], START), torch.ones(text.shape)
 
 
 def reading_batch(text: Text, rows: int, chunk: int, rng: torch.Generator):

@@ -17,14 +17,15 @@ import math
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import Corpus, generator, language_batch, load_corpus, reading_batch
+from data import Corpus, Text, generator, language_batch, load_corpus, reading_batch
 from generate import find_device, generate, printable, read_back
 from render import parse_cell, patches_per_chunk
 from vist2 import PRESETS, Config, Vist2, loss, read_checkpoint, save_checkpoint
@@ -32,26 +33,36 @@ from vist2 import PRESETS, Config, Vist2, loss, read_checkpoint, save_checkpoint
 
 @dataclass(frozen=True)
 class Stage:
-    """steps: in the default run. part: chunk length, as a part of the config's. The rest: shares of
-    a step's bytes, and of its loss, for each task."""
+    """What fills a step, in parts of --batch-bytes, which are also the weights of the losses.
+
+    `reading` are pairs of a chunk and its copy. The others are language modelling: with all text
+    visible (`text`), or with sketches as the only past and chunks of a sixteenth, a quarter or the
+    whole of the config's chunk length. They are quarters, and add up to one or to nothing.
+    """
 
     name: str
-    steps: int
-    part: float
-    language: float
+    steps: int  # in the default run
     reading: float
+    text: float
+    sixteenth: float
+    quarter: float
+    whole: float
+
+    @property
+    def language(self) -> dict[str, float]:
+        shares = {task: getattr(self, task) for task in ("text", *PARTS)}
+        return {task: share for task, share in shares.items() if share}
 
 
+PARTS = {"sixteenth": 1 / 16, "quarter": 1 / 4, "whole": 1}  # of the config's chunk length
 CURRICULUM = (
-    #      name          steps  part   language  reading
-    Stage("reading",       450, 1,     0.00,     1.00),  # 1: transcribe the sketch (OCR)
-    Stage("1/16 chunks",  1200, 1/16,  0.75,     0.25),  # 2: optical language modelling, where
-    Stage("1/4 chunks",   1000, 1/4,   0.75,     0.25),  #    chunks grow from one patch
-    Stage("1/2 chunks",    500, 1/2,   0.75,     0.25),
-    Stage("whole chunks", 2500, 1,     0.75,     0.25),
-    #                                                    # 3: instruction tuning will stand here
+    #     name            steps  reading  text  sixteenth  quarter  whole
+    Stage("reading",        450, 1,       0,    0,         0,       0),  # 1: transcribe the sketch (OCR)
+    Stage("short chunks",  1200, 1/8,     1/2,  1/4,       1/4,     0),  # 2: optical language modelling
+    Stage("growing",       1400, 1/8,     1/4,  0,         1/2,     1/4),
+    Stage("whole chunks",  2400, 1/8,     0,    0,         0,       1),
+    #                                                                    # 3: instruction tuning: to come
 )
-TASKS = {"language": language_batch, "reading": reading_batch}
 STEPS = sum(stage.steps for stage in CURRICULUM)
 ADAMW_RATE = 0.6  # of Muon's
 # What a run of each preset takes if nothing is said; lr is Muon's.
@@ -62,34 +73,39 @@ DEFAULTS |= {name: dict(steps=4 * STEPS, batch_bytes=2**17, lr=3e-3) for name in
 def stages(history: str, steps: int) -> list[Stage]:
     """The curriculum scaled to so many steps.
 
-    The references `full` and `none` take the same language batches in as many steps, and skip what
+    The references `full` and `none` take the same windows of text in as many steps, and skip what
     makes no sense for them: reading, and chunks that grow.
     """
-    scaled = [Stage(**(asdict(stage) | {"steps": max(1, round(stage.steps * steps / STEPS))}))
-              for stage in CURRICULUM]
+    scaled = [replace(stage, steps=max(1, round(stage.steps * steps / STEPS))) for stage in CURRICULUM]
     if history == "sketch":
         return scaled
-    return [Stage("language", stage.steps, 1, stage.language, 0) for stage in scaled if stage.language]
+    language = sum(stage.steps for stage in scaled if stage.language)
+    return [Stage("language", language, reading=0, text=0, sixteenth=0, quarter=0, whole=1)]
 
 
-def chunk_of(stage: Stage, config: Config) -> int:
-    """The stage's chunk length: the largest page, up to its part, that divides the config's chunk."""
+def chunk_of(part: float, config: Config) -> int:
+    """A part of the config's chunk length: the largest page, up to it, that divides the whole."""
     def fits(n):
         try:
             return config.chunk % n == 0 and patches_per_chunk(n, config.cell) > 0
         except ValueError:
             return False
-    limit = max(config.ratio, int(config.chunk * stage.part))
+    limit = max(config.ratio, int(config.chunk * part))
     return max(n for n in range(config.ratio, limit + 1) if fits(n))
 
 
-def batch_for(task: str, stage: Stage, config: Config, text, batch_bytes: int, seed: int, number: int):
-    """The number-th batch of a task, a function of its arguments alone: (text, openings, weights)."""
-    share = getattr(stage, task)
-    chunk = chunk_of(stage, config) if task == "language" else config.chunk
-    row = config.chunks * config.chunk if task == "language" else 2 * config.chunk
-    rows = max(1, round(share * batch_bytes / row))
-    return TASKS[task](text, rows, chunk, generator(seed, task, number))
+def batches(stage: Stage, config: Config, text: Text, batch_bytes: int, seed: int, step: int, number: int):
+    """Yield (task, share, batch) for each task of a step. The windows of text depend on the seed and
+    on `number`, which counts the steps with language modelling, and on nothing else."""
+    if stage.reading:
+        pairs = max(2, round(stage.reading * batch_bytes / (2 * config.chunk)))
+        yield "reading", stage.reading, reading_batch(text, pairs, config.chunk, generator(seed, "reading", step))
+    if stage.language:
+        rows = 4 * max(1, round(batch_bytes / text.window / 4))  # the table's shares are quarters
+        windows = text.sample(rows, text.window, generator(seed, "language", number))
+        for task, share in stage.language.items():
+            taken, windows = windows.split([round(share * rows), len(windows) - round(share * rows)])
+            yield task, share, language_batch(taken, chunk_of(PARTS.get(task, 1), config))
 
 
 def to_device(batch, device: torch.device):
@@ -173,20 +189,14 @@ def printable_line(text: bytes) -> str:
 SAVE_EVERY = 250  # steps; also evaluates a little, for the log
 
 
-def train_step(model, stage: Stage, numbers: dict, corpus: Corpus, config: Config, settings: dict,
-               device: torch.device) -> dict[str, float]:
-    """Add one step's gradients, all tasks of the stage together; their losses in bits per byte."""
+def train_step(model, tasks, settings: dict, device: torch.device) -> dict[str, float]:
+    """Add the gradients of all tasks of one step; their losses in bits per byte."""
     losses = {}
-    for task in TASKS:
-        share = getattr(stage, task)
-        if not share:
-            continue
-        batch = batch_for(task, stage, config, corpus.train, settings["batch_bytes"], settings["seed"],
-                          numbers[task])
-        numbers[task] += 1
+    for task, share, batch in tasks:
         text, openings, weights = to_device(batch, device)
+        history = "full" if task == "text" else settings["history"]
         with torch.autocast(device.type, torch.bfloat16, enabled=settings["bf16"]):
-            logits = model(text, openings, settings["history"])
+            logits = model(text, openings, history)
         nats = loss(logits, text, weights)
         (share * nats).backward()
         losses[task] = nats.item() / math.log(2)
@@ -205,10 +215,11 @@ def train(model: Vist2, corpus: Corpus, settings: dict, out: Path, device: torch
     """
     config, lr = model.config, settings["lr"]
     plan = [stage for stage in stages(settings["history"], settings["steps"]) for _ in range(stage.steps)]
+    numbers = list(accumulate((bool(stage.language) for stage in plan), initial=0))
     optimizers = make_optimizers(model, lr)
-    step, numbers = 0, dict.fromkeys(TASKS, 0)  # steps done, batches drawn of each task
+    step = 0
     if resumed:
-        step, numbers = resumed["info"]["step"], resumed["numbers"]
+        step = resumed["info"]["step"]
         for optimizer, state in zip(optimizers, resumed["optimizers"]):
             optimizer.load_state_dict(state)
     runner = torch.compile(model) if settings["compile"] else model
@@ -217,7 +228,7 @@ def train(model: Vist2, corpus: Corpus, settings: dict, out: Path, device: torch
         info = {"step": step, "steps": len(plan), "stage": plan[max(0, step - 1)].name,
                 "history": settings["history"], "chunks": config.chunks, "seed": settings["seed"],
                 "digest": corpus.digest, "corpus": corpus.name}
-        save_checkpoint(out / "model.pt", model, info, settings=settings, numbers=numbers,
+        save_checkpoint(out / "model.pt", model, info, settings=settings,
                         optimizers=[optimizer.state_dict() for optimizer in optimizers])
         return info
 
@@ -228,7 +239,9 @@ def train(model: Vist2, corpus: Corpus, settings: dict, out: Path, device: torch
             stage = plan[step]
             for optimizer, full in zip(optimizers, (lr, ADAMW_RATE * lr)):
                 optimizer.param_groups[0]["lr"] = full * rate(step, len(plan))
-            losses = train_step(runner, stage, numbers, corpus, config, settings, device)
+            tasks = batches(stage, config, corpus.train, settings["batch_bytes"], settings["seed"], step,
+                            numbers[step])
+            losses = train_step(runner, tasks, settings, device)
             size = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
             if not math.isfinite(sum(losses.values()) + size):
                 raise ArithmeticError(f"the loss is not finite at step {step + 1}: {losses}, "
@@ -323,16 +336,15 @@ def main(argv: list[str] | None = None) -> None:
 def run(args: argparse.Namespace, out: Path) -> None:
     config = Config.preset(args.preset, chunk=args.chunk, cell=args.cell)
     device = find_device(args.device)
-    defaults = DEFAULTS[args.preset]
+    chosen = {name: getattr(args, name) for name in DEFAULTS[args.preset] if getattr(args, name) is not None}
+    for name, value in chosen.items():
+        if not 0 < value < float("inf"):
+            raise ValueError(f"--{name.replace('_', '-')} is {value}, expected more than 0")
     corpus = load_corpus(args.data, config.chunks * config.chunk)
     settings = {  # all that a run depends on, as plain types; a resume must agree with it
         "config": asdict(config), "history": args.history, "data": corpus.digest, "seed": args.seed,
-        "steps": args.steps or defaults["steps"], "lr": args.lr or defaults["lr"],
-        "batch_bytes": args.batch_bytes or defaults["batch_bytes"],
-        "bf16": device.type == "cuda" if args.bf16 is None else args.bf16, "compile": args.compile}
-    for name in ("steps", "lr", "batch_bytes"):
-        if settings[name] < 0:
-            raise ValueError(f"--{name.replace('_', '-')} is {settings[name]}, expected more than 0")
+        "bf16": device.type == "cuda" if args.bf16 is None else args.bf16, "compile": args.compile,
+        } | DEFAULTS[args.preset] | chosen
     path, resumed = out / "model.pt", None
     if args.resume:
         resumed = read_checkpoint(path)

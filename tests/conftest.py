@@ -1,3 +1,4 @@
+import io
 import sys
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import generate
 import train
 from vist2 import PRESETS, Config, Vist2
 
@@ -40,3 +42,13 @@ def small_file(tmp_path) -> Path:
     path = tmp_path / "small.txt"
     path.write_bytes(b"".join(b"line %d: the quick brown fox; %x\n" % (i, i * 7919) for i in range(400)))
     return path
+
+
+def piped(monkeypatch, arguments) -> bytes:
+    """What the command writes into a pipe."""
+    with monkeypatch.context() as patch:
+        out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+        patch.setattr(sys, "stdout", out)
+        generate.main(arguments)
+        out.flush()
+        return out.buffer.getvalue()

@@ -1,0 +1,211 @@
+import io
+import sys
+
+import pytest
+import torch
+from conftest import make_model, piped
+
+import generate as g
+from generate import Session, generate
+from vist2 import READ, save_checkpoint
+
+n, m = 16, 4
+HISTORIES = ("sketch", "full", "prompt")
+
+
+def entries(history: str, prompt: int, t: int) -> int:
+    """The design's formula."""
+    if history == "sketch":
+        return t // n * m + 1 + t % n
+    kept = prompt // n if history == "prompt" else 0
+    return kept * m + 1 + t - kept * n
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+@pytest.mark.parametrize("prompt", [0, 1, n - 1, n, n + 1, 3 * n + 5])
+def test_cached_equals_uncached_and_holds_not_an_entry_more(model, history, prompt):
+    text = torch.randint(256, (2, 7, n))
+    line = text.flatten(1)
+    uncached = model(text, history=history, prompt_chunks=prompt // n).flatten(1, 2)
+    session = Session(model, 2, history, capacity=8 * n)
+    logits = session.prefill(line[:, :prompt])
+    for t in range(prompt, 7 * n):
+        torch.testing.assert_close(logits, uncached[:, t], atol=1e-4, rtol=1e-4)
+        assert session.cache_entries == entries(history, prompt, t)
+        assert session.cache_bytes == session.cache_entries * 2 * 2 * 2 * 2 * 16 * 4  # batch, k v, layers, ..
+        logits = session.step(line[:, t])
+
+
+def test_reading_in_a_session_equals_the_training_pair(model):
+    chunk = torch.randint(256, (3, n))
+    openings = torch.tensor([[0, READ]]).repeat(3, 1)
+    pair = model(torch.stack([chunk, chunk], 1), openings)[:, 1]
+    session = Session(model, 3)
+    logits = session.prefill(chunk, READ)
+    for k in range(n):
+        torch.testing.assert_close(logits, pair[:, k], atol=1e-4, rtol=1e-4)
+        logits = session.step(chunk[:, k])
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+def test_past_its_capacity_a_session_equals_a_fresh_prefill_of_the_newer_half(model, history):
+    text = torch.randint(256, (1, 9 * n))
+    session = Session(model, 1, history, capacity=4 * n)
+    session.prefill(text[:, : 2 * n + 3])
+    buffer = session.cache.data_ptr()
+    for t in range(2 * n + 3, 9 * n):
+        logits = session.step(text[:, t])
+        if t + 1 == 4 * n:  # two of four chunks are dropped; of "prompt" no sketch is left
+            fresh = Session(model, 1, {"prompt": "full"}.get(history, history), capacity=4 * n)
+            torch.testing.assert_close(logits, fresh.prefill(text[:, 2 * n : 4 * n]))
+            assert session.cache_entries == fresh.cache_entries
+        assert session.count < session.capacity
+    assert session.cache.data_ptr() == buffer  # made once
+
+
+def test_a_longer_prompt_is_cut_from_the_left_by_whole_chunks():
+    prompt = bytes(range(100))
+    assert g.newest(prompt, 4 * n, n) == prompt[3 * n :]
+    assert g.newest(prompt[:63], 4 * n, n) == prompt[:63]
+    assert g.newest(prompt[:64], 4 * n, n) == prompt[n:64]
+
+
+def test_greedy_is_deterministic_and_equals_the_uncached_forward(model):
+    prompt = b"any bytes \xff\x00 at all"
+    written = generate(model, prompt, 40, history_chunks=8)
+    assert written == generate(model, prompt, 40, history_chunks=8) and len(written) == 40
+    text = list(prompt)
+    while len(text) < len(prompt) + 40:
+        padded = torch.tensor(text + [0] * (n - len(text) % n)).view(1, -1, n)
+        text.append(model(padded).flatten(1, 2)[0, len(text)].argmax().item())
+    assert bytes(text[len(prompt) :]) == written
+
+
+def test_sampling_is_by_seed_and_stops_at_the_stop_byte(model):
+    sample = lambda seed, **more: generate(model, b"x", 30, temperature=1.5, seed=seed, **more)
+    assert sample(1) == sample(1) != sample(2)
+    assert sample(1, stop=sample(1)[10]) == sample(1)[: sample(1).index(sample(1)[10])]
+    assert generate(model, b"x", 30, temperature=1.5, top_k=1) == generate(model, b"x", 30)
+
+
+def test_samples_of_one_prefill_equal_separate_runs(model):
+    session = Session(model)
+    logits = session.prefill(g.as_rows(b"once " * 5))
+    fork = session.fork(3)
+    rows = torch.stack(list(g.write(fork, logits.expand(3, -1), 40, 1.2, 9, seed=5)), 1)
+    for row in range(3):
+        alone = generate(model, b"once " * 5, 40, temperature=1.2, top_k=9, seed=5 + row)
+        assert bytes(rows[row].tolist()) == alone
+
+
+def test_a_full_cache_grows_with_every_byte_and_a_sketched_one_by_m_a_chunk(model):
+    sizes = {}
+    for history in HISTORIES:
+        session = Session(model, 1, history, capacity=9 * n)
+        session.prefill(torch.randint(256, (1, 2 * n)))
+        for _ in range(4 * n):
+            session.step(torch.zeros(1, dtype=torch.long))
+        sizes[history] = session.cache_entries
+    assert sizes == {"sketch": 6 * m + 1, "prompt": 2 * m + 1 + 4 * n, "full": 6 * n + 1}
+
+
+@pytest.mark.parametrize("call, said", [
+    (lambda model: Session(model, history="none"), "history is 'none'"),
+    (lambda model: Session(model, capacity=n), "capacity is 16"),
+    (lambda model: Session(model).prefill(torch.zeros(1, 99)), "prompt is 99 bytes, expected under 64"),
+    (lambda model: generate(model, b"", 1, temperature=-1), "temperature is -1"),
+    (lambda model: generate(model, b"", -1), "length is -1"),
+    (lambda model: generate(model, b"", 1, top_k=0), "top-k is 0")])
+def test_impossible_calls_are_refused(model, call, said):
+    with pytest.raises(ValueError, match=said):
+        call(model)
+
+
+# ------------------------------------------------------------------------------ command line
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    path = tmp_path / "model.pt"
+    save_checkpoint(path, make_model(), {"history": "sketch"})
+    return str(path)
+
+
+def test_a_pipe_gets_the_raw_bytes(checkpoint, monkeypatch):
+    out = piped(monkeypatch, ["--checkpoint", checkpoint, "--prompt", "caf\u00e9 \udcff", "--max-new-bytes", "50",
+                              "--seed", "3"])
+    model, _ = g.load_checkpoint(checkpoint)
+    assert out == generate(model, "café ".encode() + b"\xff", 50, temperature=0.8, seed=3) + b"\n"
+
+
+@pytest.mark.parametrize("prompt", [b"", bytes(range(256)), b"\xe2\x82"], ids=["none", "all", "half a letter"])
+def test_a_prompt_may_hold_any_bytes_or_none(checkpoint, tmp_path, capsys, prompt, monkeypatch):
+    (tmp_path / "prompt").write_bytes(prompt)
+    arguments = ["--checkpoint", checkpoint, "--max-new-bytes", "9"]
+    from_file = piped(monkeypatch, [*arguments, "--prompt-file", str(tmp_path / "prompt")])
+    assert ("the first 208 bytes are cut" in capsys.readouterr().err) == (len(prompt) == 256)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(prompt)))
+    assert piped(monkeypatch, arguments) == from_file and len(from_file) == 10
+
+
+def test_a_terminal_never_gets_a_control_character(monkeypatch):
+    class Terminal(io.StringIO):
+        isatty = lambda self: True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    out = g.Out()
+    for byte in b"a\x1b[2J\x07\x7f\tb\n" + "é€\x9b".encode() + b"\xff\xe2\x82":
+        out.write(bytes([byte]))
+    out.write(b"", final=True)
+    assert terminal.getvalue() == "a^[[2J^G^?\tb\né€<9b>\ufffd\ufffd"
+
+
+def test_samples_and_stats(checkpoint, capsys, monkeypatch):
+    out = piped(monkeypatch, ["--checkpoint", checkpoint, "--prompt", "x" * 30, "--samples", "2",
+                              "--max-new-bytes", "9", "--stats"])
+    assert out.count(b"--- sample") == 2
+    assert "cache: 15 entries" in (said := capsys.readouterr().err)  # 2 chunks of 4, START, 6 bytes fed
+    assert "for 38 bytes of text; full text would hold 39 entries" in said
+
+
+def test_read_prints_chunk_beside_chunk_with_its_accuracy(checkpoint, tmp_path, capsys):
+    (tmp_path / "text").write_bytes(b"sixteen bytes ..another chunk...\nrest")
+    g.main(["--checkpoint", checkpoint, "--read", str(tmp_path / "text")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "text |sixteen bytes ..|" and lines[2] == "text |another chunk...|"
+    read = g.read_back(g.load_checkpoint(checkpoint)[0], (tmp_path / "text").read_bytes())
+    right = sum(a == b for a, b in zip(b"sixteen bytes ..another chunk...", read))
+    assert lines[-1].startswith(f"{right} of 32 bytes right: {right / 32:.4f}") and "5 bytes at the end" in lines[-1]
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["--checkpoint", "missing.pt"], "missing.pt is not there"),
+    (["--checkpoint", "short.pt"], "damaged or not a checkpoint"),
+    (["--checkpoint", "foreign.pt"], "damaged or not a checkpoint"),
+    (["--checkpoint", "text.pt"], "damaged or not a checkpoint"),
+    (["--checkpoint", "misfit.pt"], "does not fit this code's config"),
+    (["--checkpoint", "unknown.pt"], "does not fit this code's config"),
+    (["--temperature", "-0.5"], "temperature is -0.5"), (["--temperature", "nan"], "temperature is nan"),
+    (["--max-new-bytes", "-1"], "length is -1"), (["--top-k", "0"], "top-k is 0"),
+    (["--samples", "0"], "--samples is 0"), (["--history-chunks", "1"], "capacity is 16"),
+    (["--device", "tpu"], "device 'tpu' is not there"), (["--device", "cuda"], "device 'cuda' is not there"),
+    (["--read", "missing"], "No such file"), (["--read", "tiny"], "at least one chunk"),
+    (["--prompt-file", "missing"], "No such file")])
+def test_bad_input_gets_one_clear_line(checkpoint, tmp_path, monkeypatch, arguments, said):
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("here it is there")
+    monkeypatch.chdir(tmp_path)
+    whole = (tmp_path / "model.pt").read_bytes()
+    content = torch.load(tmp_path / "model.pt", weights_only=True)
+    (tmp_path / "short.pt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.pt").write_bytes(b"no checkpoint")
+    (tmp_path / "tiny").write_bytes(b"x")
+    torch.save({"weights": 1}, tmp_path / "foreign.pt")
+    torch.save(content | {"config": content["config"] | {"layers": 3}}, tmp_path / "misfit.pt")
+    torch.save(content | {"config": content["config"] | {"colour": 3}}, tmp_path / "unknown.pt")
+    if not {"--read", "--prompt-file"} & set(arguments):
+        arguments = ["--prompt", "x"] + arguments
+    with pytest.raises(SystemExit) as stopped:
+        g.main(["--checkpoint", checkpoint] + arguments)
+    assert said in stopped.value.code and "\n" not in stopped.value.code
