@@ -1,8 +1,8 @@
 """Text to learn from: a corpus that needs no download, and the batches of each task.
 
 The default corpus is the Python standard library's own sources and its language reference, about
-8 MB of code and English on every machine that can run this project. A batch is a function of the
-seed, the task and a running number, of nothing else: so a resumed run sees what an unbroken one does.
+8 MB of code and English on every machine that can run this project. A batch is a function of
+the seed, the task and a running number: so a resumed run sees what an unbroken one does.
 """
 
 import hashlib
@@ -17,8 +17,16 @@ from einops import rearrange
 from vist2 import BYTES, READ, START
 
 HELD_OUT = 0.05  # share of the bytes
-# Tests and tables resemble each other across any split; the rest is not the standard library's own.
-LEFT_OUT = {"test", "tests", "idlelib", "encodings", "pydoc_data", "site-packages", "dist-packages"}
+# Tests and tables resemble each other across any split; the rest is not the library's own.
+LEFT_OUT = {
+    "test",
+    "tests",
+    "idlelib",
+    "encodings",
+    "pydoc_data",
+    "site-packages",
+    "dist-packages",
+}
 
 
 class Text:
@@ -43,9 +51,13 @@ class Text:
         return self.bytes[start[:, None] + torch.arange(length)].long()
 
     def windows(self) -> torch.Tensor:
-        """(K, window) bytes: each file cut from its beginning, without overlap, its rest left out."""
-        starts = torch.cat([start + torch.arange(0, length - self.window + 1, self.window)
-                            for start, length in zip(self.starts.tolist(), self.lengths.tolist())])
+        """(K, window) bytes: each file cut from its beginning, no overlap, its rest left out."""
+        starts = torch.cat(
+            [
+                start + torch.arange(0, length - self.window + 1, self.window)
+                for start, length in zip(self.starts.tolist(), self.lengths.tolist())
+            ]
+        )
         return self.bytes[starts[:, None] + torch.arange(self.window)].long()
 
 
@@ -62,9 +74,12 @@ def python_files() -> dict[str, bytes]:
     from pydoc_data.topics import topics
 
     root = Path(sysconfig.get_path("stdlib"))
-    sources = (path for path in root.rglob("*.py")
-               if not LEFT_OUT & set(path.relative_to(root).parts)
-               and not path.name.startswith("_sysconfigdata"))  # one machine's own settings
+    sources = (
+        path
+        for path in root.rglob("*.py")
+        if not LEFT_OUT & set(path.relative_to(root).parts)
+        and not path.name.startswith("_sysconfigdata")
+    )  # one machine's own settings
     files = {path.relative_to(root).as_posix(): path.read_bytes() for path in sources}
     return files | {f"topics/{name}": text.encode() for name, text in topics.items()}
 
@@ -78,8 +93,11 @@ def user_files(path: Path) -> dict[str, bytes]:
     if not path.is_dir():
         raise ValueError(f"{path} is not there, expected a file or a folder")
     inside = (p.relative_to(path) for p in sorted(path.rglob("*")) if p.is_file())
-    return {p.as_posix(): (path / p).read_bytes() for p in inside
-            if not any(part.startswith(".") for part in p.parts)}
+    return {
+        p.as_posix(): (path / p).read_bytes()
+        for p in inside
+        if not any(part.startswith(".") for part in p.parts)
+    }
 
 
 def load_corpus(path: str | None, window: int) -> Corpus:
@@ -93,16 +111,23 @@ def load_corpus(path: str | None, window: int) -> Corpus:
     files = {key: text for key, text in files.items() if len(text) >= window}
     if len(files) < 2:
         pieces = " (a lone file is cut into 20)" if path and Path(path).is_file() else ""
-        raise ValueError(f"{name} is too short: expected two files of at least one training window, "
-                         f"{window} bytes{pieces}")
+        raise ValueError(
+            f"{name} is too short: expected two files of at least one training window, "
+            f"{window} bytes{pieces}"
+        )
     order = sorted(files, key=lambda key: hashlib.sha256(key.encode()).digest())
     total, held_out = sum(map(len, files.values())), []
     while not held_out or sum(len(files[key]) for key in held_out) < HELD_OUT * total:
         held_out.append(order.pop(0))
-    digest = hashlib.sha256(b"".join(
-        key.encode() + hashlib.sha256(files[key]).digest() for key in sorted(files))).hexdigest()[:16]
-    return Corpus(name, digest, Text([files[key] for key in order], window),
-                  Text([files[key] for key in held_out], window))
+    digest = hashlib.sha256(
+        b"".join(key.encode() + hashlib.sha256(files[key]).digest() for key in sorted(files))
+    ).hexdigest()[:16]
+    return Corpus(
+        name,
+        digest,
+        Text([files[key] for key in order], window),
+        Text([files[key] for key in held_out], window),
+    )
 
 
 def generator(*key) -> torch.Generator:
@@ -120,7 +145,7 @@ def language_batch(windows: torch.Tensor, chunk: int):
 def reading_batch(text: Text, rows: int, chunk: int, rng: torch.Generator):
     """Pairs of a chunk and READ with the same chunk; the loss is on the copy.
 
-    The first half of the rows is uniformly random bytes, which nobody can guess, the rest real text.
+    The first half of the rows is uniformly random bytes, which nobody can guess, the rest text.
     """
     noise = torch.randint(BYTES, (rows // 2, chunk), generator=rng)
     first = torch.cat([noise, text.sample(rows - rows // 2, chunk, rng)])

@@ -5,9 +5,9 @@ The cache of each layer is one preallocated buffer and one write position:
     [ sketch tokens of chunks 0..i-1 | START and bytes of the open chunk ]
                                      ^ mark
 
-When a chunk's last byte arrives it is not fed as text: the chunk is rendered and encoded, the write
-position goes back to the mark, the sketch tokens are written over the bytes, the mark moves past
-them, and the next opening follows in the same pass. Forgetting text is moving a pointer back.
+When a chunk's last byte arrives it is not fed as text: the chunk is rendered and encoded, the
+write position goes back to the mark, the sketch tokens are written over the bytes, the mark moves
+past them, and the next opening follows in the same pass. Forgetting is moving a pointer back.
 
     python generate.py --prompt "def " --stats
     python generate.py --read README.md
@@ -23,10 +23,9 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from einops import repeat
 
 from render import read_bytes
-from vist2 import BYTES, READ, START, Vist2, load_checkpoint, places
+from vist2 import BYTES, READ, START, Vist2, load_checkpoint, sketch_positions
 
 CHECKPOINT = "runs/sketch/model.pt"
 HISTORIES = ("sketch", "full", "prompt")
@@ -35,32 +34,47 @@ HISTORIES = ("sketch", "full", "prompt")
 class Session:
     """A batch of texts of equal length being read and written, and its cache.
 
-    history: "sketch" turns every finished chunk into its sketch; "prompt" the prompt's chunks only;
+    history: "sketch" turns every finished chunk into its sketch; "prompt" only the prompt's;
     "full" keeps all text. capacity: bytes of text the buffer is made for, by default the window that
-    training saw. When it is reached, the oldest half of the chunks is dropped and the rest prefilled
-    anew, so that the cache always equals a fresh prefill of what it holds.
+    training saw. When it is reached, the oldest half of the chunks is dropped and the rest
+    prefilled anew, so that the cache always equals a fresh prefill of what it holds.
+
+    Raises ValueError for a history that cannot be written under, and for too small a capacity.
     """
 
-    def __init__(self, model: Vist2, batch: int = 1, history: str = "sketch", capacity: int | None = None):
+    def __init__(
+        self, model: Vist2, batch: int = 1, history: str = "sketch", capacity: int | None = None
+    ):
         config = model.config
         n, m = config.chunk, config.chunk // config.ratio
         capacity = config.chunks * n if capacity is None else capacity
         if history not in HISTORIES:
-            raise ValueError(f"history is {history!r}, expected one of {', '.join(HISTORIES)} to write")
+            raise ValueError(
+                f"history is {history!r}, expected one of {', '.join(HISTORIES)} to write"
+            )
         if capacity < 2 * n:
-            raise ValueError(f"capacity is {capacity} bytes, expected at least two chunks, {2 * n}")
+            raise ValueError(
+                f"capacity is {capacity} bytes, expected at least two chunks, {2 * n}"
+            )
         self.model, self.history, self.capacity = model, history, capacity
         entries = capacity // n * m + n if history == "sketch" else capacity + 1
         weight = model.decoder.head.weight
         self.cache = torch.empty(  # keys and values: one buffer, made once
-            2, config.layers, batch, config.kv_heads, entries, config.head_width,
-            dtype=weight.dtype, device=weight.device)
+            2,
+            config.layers,
+            batch,
+            config.kv_heads,
+            entries,
+            config.head_width,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
         self.text = torch.zeros(batch, capacity, dtype=torch.long, device=weight.device)
         self.count = self.sketched = self.entries = self.mark = 0  # bytes, chunks, entries held
 
     @property
     def cache_entries(self) -> int:
-        """Entries held per sequence: floor(t/n) m + 1 + (t mod n) after t bytes, t + 1 for "full"."""
+        """Entries held per sequence: floor(t/n) m + 1 + t mod n after t bytes; "full": t + 1."""
         return self.entries
 
     @property
@@ -80,7 +94,8 @@ class Session:
         # `is_causal` would align the mask to the top left; these queries are the last rows
         mask = torch.ones(new - old, new, dtype=torch.bool, device=q.device).tril(old)
         return F.scaled_dot_product_attention(
-            q, keys[:, :, :new], values[:, :, :new], attn_mask=mask, enable_gqa=True)
+            q, keys[:, :, :new], values[:, :, :new], attn_mask=mask, enable_gqa=True
+        )
 
     @torch.inference_mode()
     def _append(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -104,18 +119,20 @@ class Session:
         if sketched:
             chunks = text[:, : sketched * n].reshape(B, sketched, n)
             x = torch.cat([self.model.remember(chunks).flatten(1, 2), x], dim=1)
-            sketch_positions = places(sketched, n, m, sketched, text.device)[1][: sketched * m]
-            positions = torch.cat([sketch_positions, positions])
+            numbers = torch.arange(sketched, device=text.device)
+            positions = torch.cat([sketch_positions(numbers, n, m), positions])
         return self._append(x, positions)
 
     def prefill(self, prompt: torch.Tensor, opening: int = START) -> torch.Tensor:
-        """Begin with a prompt: (B, T) bytes, 0 <= T < capacity -> (B, 256) logits of the next byte.
+        """Begin with a prompt: (B, T) bytes, 0 <= T < capacity -> (B, 256) next byte's logits.
 
         `opening` comes before the first byte that is held as text.
         """
         if prompt.shape[1] >= self.capacity:
-            raise ValueError(f"the prompt is {prompt.shape[1]} bytes, expected under {self.capacity}, "
-                             "the capacity of this session")
+            raise ValueError(
+                f"the prompt is {prompt.shape[1]} bytes, expected under {self.capacity}, "
+                "the capacity of this session"
+            )
         sketched = 0 if self.history == "full" else prompt.shape[1] // self.model.config.chunk
         return self._fill(prompt.to(self.text.device), sketched, opening)
 
@@ -128,44 +145,57 @@ class Session:
         if self.count == self.capacity:
             dropped = -(-(self.count // n) // 2)  # chunks: the oldest half, rounded up
             kept = self.text[:, dropped * n : self.count].clone()
-            sketched = kept.shape[1] // n if self.history == "sketch" else max(0, self.sketched - dropped)
+            sketched = (
+                kept.shape[1] // n if self.history == "sketch" else max(0, self.sketched - dropped)
+            )
             return self._fill(kept, sketched, START)
         place = torch.tensor([self.count], device=self.text.device)
         if self.history != "sketch" or self.count % n:
             return self._append(self.model.embed(new.to(self.text.device)[:, None]), place)
-        memory = self.model.remember(self.text[:, None, self.count - n : self.count])[:, 0]  # (B, m, C)
-        start = torch.full((len(new), 1), START, device=self.text.device)
-        r = self.model.config.ratio
-        positions = torch.arange(self.count - n + r - 1, self.count, r, device=self.text.device)
+        memory = self.model.remember(self.text[:, None, self.count - n : self.count])[
+            :, 0
+        ]  # (B, m, C)
+        opening = self.model.embed(torch.full((len(new), 1), START, device=self.text.device))
+        positions = sketch_positions(place // n - 1, n, memory.shape[1])
         self.entries = self.mark  # the chunk's text is gone
         self.mark += memory.shape[1]
         self.sketched += 1
-        return self._append(torch.cat([memory, self.model.embed(start)], dim=1), torch.cat([positions, place]))
+        return self._append(torch.cat([memory, opening], dim=1), torch.cat([positions, place]))
 
     def fork(self, k: int) -> "Session":
         """k copies of a batch of one, to write k continuations after one prefill."""
         session = Session(self.model, k, self.history, self.capacity)
         session.cache[..., : self.entries, :] = self.cache[..., : self.entries, :]
         session.text[:] = self.text
-        for name in ("count", "sketched", "entries", "mark"):
-            setattr(session, name, getattr(self, name))
+        session.count, session.sketched = self.count, self.sketched
+        session.entries, session.mark = self.entries, self.mark
         return session
 
 
 def pick(logits: torch.Tensor, temperature: float, top_k: int | None, generators) -> torch.Tensor:
-    """The next byte of each row of (B, 256) logits: the likeliest at temperature 0, else a sample."""
+    """The next byte of each row of (B, 256) logits: the likeliest at temperature 0, or drawn."""
     if temperature == 0:
         return logits.argmax(-1)
     logits = logits.float().cpu() / temperature
     if top_k:
         least = logits.topk(min(top_k, BYTES)).values[:, -1:]
         logits = logits.masked_fill(logits < least, float("-inf"))
-    return torch.cat([torch.multinomial(row.softmax(-1), 1, generator=generator)
-                      for row, generator in zip(logits, generators)])
+    return torch.cat(
+        [
+            torch.multinomial(row.softmax(-1), 1, generator=generator)
+            for row, generator in zip(logits, generators)
+        ]
+    )
 
 
-def write(session: Session, logits: torch.Tensor, max_new_bytes: int, temperature: float,
-          top_k: int | None, seed: int) -> Iterator[torch.Tensor]:
+def write(
+    session: Session,
+    logits: torch.Tensor,
+    max_new_bytes: int,
+    temperature: float,
+    top_k: int | None,
+    seed: int,
+) -> Iterator[torch.Tensor]:
     """Yield (B,) bytes, one at a time; row i draws as a single text with seed + i would."""
     generators = [torch.Generator().manual_seed(seed + row) for row in range(len(logits))]
     for index in range(max_new_bytes):
@@ -195,13 +225,22 @@ def as_rows(text: bytes) -> torch.Tensor:
     return torch.tensor(list(text), dtype=torch.long)[None]
 
 
-def generate(model: Vist2, prompt: bytes, max_new_bytes: int, *, temperature: float = 0.0,
-             top_k: int | None = None, seed: int = 0, history: str = "sketch", stop: int | None = None,
-             history_chunks: int | None = None) -> bytes:
+def generate(
+    model: Vist2,
+    prompt: bytes,
+    max_new_bytes: int,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    seed: int = 0,
+    history: str = "sketch",
+    stop: int | None = None,
+    history_chunks: int | None = None,
+) -> bytes:
     """Continue a prompt of any bytes, or none, until `stop` (left out) or so many new bytes.
 
-    history_chunks: how far back the model sees, by default as many chunks as a training window holds;
-    of a longer prompt the end is read. Raises ValueError for settings that make no sense.
+    history_chunks: how far back the model sees, by default as many chunks as a training window
+    holds; of a longer prompt the end is read. Raises ValueError for settings that make no sense.
     """
     check(max_new_bytes, temperature, top_k)
     config = model.config
@@ -216,7 +255,7 @@ def generate(model: Vist2, prompt: bytes, max_new_bytes: int, *, temperature: fl
 
 
 def read_back(model: Vist2, text: bytes, batch: int = 64) -> bytes:
-    """What the model reads from the sketch of each whole chunk, free-running: its own output fed back."""
+    """What the model reads from each whole chunk's sketch, free-running: its output fed back."""
     n = model.config.chunk
     chunks = as_rows(text[: len(text) // n * n]).view(-1, n)
     read = []
@@ -230,42 +269,62 @@ def read_back(model: Vist2, text: bytes, batch: int = 64) -> bytes:
 def printable(text: str) -> str:
     """Control characters in caret form or as hexadecimal, so that none reaches a terminal."""
     return "".join(
-        f"^{chr(ord(c) ^ 64)}" if ord(c) < 32 and c not in "\n\t" or c == "\x7f"
-        else f"<{ord(c):02x}>" if 0x80 <= ord(c) < 0xA0 else c for c in text)
+        f"^{chr(ord(c) ^ 64)}"
+        if ord(c) < 32 and c not in "\n\t" or c == "\x7f"
+        else f"<{ord(c):02x}>"
+        if 0x80 <= ord(c) < 0xA0
+        else c
+        for c in text
+    )
 
 
 class Out:
-    """Standard output: raw bytes into a pipe; on a terminal UTF-8 text without control characters."""
+    """Standard output: raw bytes into a pipe, UTF-8 without control characters to a terminal."""
 
     def __init__(self):
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.terminal = sys.stdout.isatty()
 
-    def write(self, new: bytes, final: bool = False) -> None:
+    def write(self, new: bytes) -> None:
         if self.terminal:
-            sys.stdout.write(printable(self.decoder.decode(new, final)))
+            sys.stdout.write(printable(self.decoder.decode(new)))
             sys.stdout.flush()
         else:
             sys.stdout.buffer.write(new)
             sys.stdout.buffer.flush()
 
+    def end(self) -> None:
+        if self.terminal:
+            print(self.decoder.decode(b"", final=True), flush=True)
+
 
 def print_reading(model: Vist2, text: bytes) -> None:
-    """Each whole chunk beside what the model reads from its sketch, then the share of bytes right."""
+    """Each whole chunk, below it what the model reads from its sketch; the share that is right."""
     n = model.config.chunk
     read = read_back(model, text)
     for start in range(0, len(read), n):
         for label, side in (("text", text), ("read", read)):
-            line = side[start : start + n].decode("utf-8", "replace").replace("\t", "^I").replace("\n", "^J")
+            line = (
+                side[start : start + n]
+                .decode("utf-8", "replace")
+                .replace("\t", "^I")
+                .replace("\n", "^J")
+            )
             print(f"{label} |{printable(line)}|")
     right = sum(a == b for a, b in zip(text, read))
-    print(f"{right} of {len(read)} bytes right: {right / len(read):.4f}, free-running"
-          f" ({len(text) - len(read)} bytes at the end, no whole chunk, left out)")
+    print(
+        f"{right} of {len(read)} bytes right: {right / len(read):.4f}, free-running"
+        f" ({len(text) - len(read)} bytes at the end, no whole chunk, left out)"
+    )
 
 
 def find_device(name: str) -> torch.device:
-    """'auto' takes CUDA, then Apple's MPS, then the CPU. Raises ValueError for one that is not there."""
-    there = {"cpu": True, "mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available()}
+    """'auto' takes CUDA, then Apple's MPS, then the CPU. Raises ValueError if it is not there."""
+    there = {
+        "cpu": True,
+        "mps": torch.backends.mps.is_available(),
+        "cuda": torch.cuda.is_available(),
+    }
     if name == "auto":
         name = [device for device, is_there in there.items() if is_there][-1]
     if not there.get(name):
@@ -277,25 +336,40 @@ def find_device(name: str) -> torch.device:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Continue a text with a trained model, or let it read a file's sketches.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     what = parser.add_argument_group("what to do (without any of these: continue standard input)")
     what = what.add_mutually_exclusive_group()
     what.add_argument("--prompt", help="text to continue, may be empty")
-    what.add_argument("--prompt-file", metavar="FILE", help="a file to continue, - for standard input")
-    what.add_argument("--read", metavar="FILE", help="print what the model reads from a file's sketches")
+    what.add_argument(
+        "--prompt-file", metavar="FILE", help="a file to continue, - for standard input"
+    )
+    what.add_argument(
+        "--read", metavar="FILE", help="print what the model reads from a file's sketches"
+    )
     parser.add_argument("--checkpoint", default=CHECKPOINT, help="what train.py wrote")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--max-new-bytes", type=int, default=512, help="length of a continuation")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest byte")
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, help="0 takes the likeliest byte"
+    )
     parser.add_argument("--top-k", type=int, help="sample among the k likeliest bytes only")
     parser.add_argument("--seed", type=int, default=0, help="sample i uses seed + i")
     parser.add_argument("--samples", type=int, default=1, help="continuations after one prefill")
-    parser.add_argument("--history", choices=HISTORIES, help="default: as the checkpoint was trained")
-    parser.add_argument("--history-chunks", type=int, help="how far back to see; default: as in training")
-    parser.add_argument("--stats", action="store_true", help="print what the cache holds, and the speed")
+    parser.add_argument(
+        "--history", choices=HISTORIES, help="default: as the checkpoint was trained"
+    )
+    parser.add_argument(
+        "--history-chunks", type=int, help="how far back to see; default: as in training"
+    )
+    parser.add_argument(
+        "--stats", action="store_true", help="print what the cache holds, and the speed"
+    )
     args = parser.parse_args(argv)
     try:
         run(args)
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError) as error:
         sys.exit(f"generate.py: {error}")
     except KeyboardInterrupt:
@@ -311,7 +385,9 @@ def run(args: argparse.Namespace) -> None:
     if args.read is not None:
         text = read_bytes(args.read)
         if len(text) < n:
-            raise ValueError(f"{args.read} has {len(text)} bytes, expected at least one chunk, {n}")
+            raise ValueError(
+                f"{args.read} has {len(text)} bytes, expected at least one chunk, {n}"
+            )
         return print_reading(model, text)
 
     if args.prompt is not None:
@@ -325,8 +401,11 @@ def run(args: argparse.Namespace) -> None:
     session = Session(model, 1, args.history or info["history"], chunks * n)
     held = newest(prompt, session.capacity, n)
     if len(held) < len(prompt):
-        print(f"generate.py: the prompt is {len(prompt)} bytes, the history {chunks} chunks of {n}: "
-              f"the first {len(prompt) - len(held)} bytes are cut", file=sys.stderr)
+        print(
+            f"generate.py: the prompt is {len(prompt)} bytes, the history {chunks} chunks of {n}: "
+            f"the first {len(prompt) - len(held)} bytes are cut",
+            file=sys.stderr,
+        )
     logits = session.prefill(as_rows(held))
     first = time.perf_counter() - began
     if args.samples > 1:
@@ -336,19 +415,24 @@ def run(args: argparse.Namespace) -> None:
         out = Out()
         for new in texts:
             out.write(bytes(new.tolist()))
-        out.write(b"\n", final=True)
+        out.end()
     else:
         for number, row in enumerate(torch.stack(list(texts), dim=1).tolist()):
             print(f"--- sample {number}", flush=True)
-            Out().write(bytes(row) + b"\n", final=True)
+            out = Out()
+            out.write(bytes(row) + b"\n")
+            out.end()
     if args.stats:
         seconds = time.perf_counter() - began - first
         full = session.count + 1
-        print(f"cache: {session.cache_entries} entries, {session.cache_bytes / 1024:.0f} KiB, for "
-              f"{session.count} bytes of text; full text would hold {full} entries, "
-              f"{session.cache_bytes / 1024 * full / session.cache_entries:.0f} KiB\n"
-              f"first byte after {1000 * first:.0f} ms, then "
-              f"{args.samples * args.max_new_bytes / seconds:.0f} bytes a second", file=sys.stderr)
+        print(
+            f"cache: {session.cache_entries} entries, {session.cache_bytes / 1024:.0f} KiB, for "
+            f"{session.count} bytes of text; full text would hold {full} entries, "
+            f"{session.cache_bytes / 1024 * full / session.cache_entries:.0f} KiB\n"
+            f"first byte after {1000 * first:.0f} ms, then "
+            f"{args.samples * args.max_new_bytes / seconds:.0f} bytes a second",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Bytes to pixels: every chunk of text becomes a sketch, an image that the encoder can look at.
 
-Each of the 256 bytes has a bitmap of its own (a glyph), `cell = (height, width)` pixels large. A sketch
-is a page of glyphs in reading order, 64 pixels wide, which is four of the encoder's 16x16 patches:
+Each of the 256 bytes has a bitmap of its own (a glyph), `cell = (height, width)` pixels large. A
+sketch is a page of glyphs in reading order, 64 pixels wide: four of the encoder's 16x16 patches.
 
     cell (h, w)   16x8       16x4       8x4           4x4
     ratio         2x         4x         8x            16x          bytes in one patch
@@ -32,10 +32,10 @@ LEAST_DISTANCE = 0.2  # between any two glyphs of one cell (Euclidean, ink in 0.
 def glyphs(cell: tuple[int, int]) -> torch.Tensor:
     """All 256 bitmaps: (256, h, w) float32 in [0, 1], 1 is ink. Do not write to the result.
 
-    ASCII is drawn with the 6x11 bitmap font inside Pillow, the same on every machine; control bytes
-    as the letter of their caret notation (^@ .. ^_, ^?), white on black. Text is UTF-8, where a byte
-    over 127 is never a letter by itself: it gets the bitmap of `byte - 128`, its top row flipped.
-    Each bitmap is averaged over the area that a pixel of the cell covers.
+    ASCII is drawn with the 6x11 bitmap font inside Pillow, the same on every machine; control
+    bytes as the letter of their caret notation (^@ .. ^_, ^?), white on black. Text is UTF-8,
+    where a byte over 127 is never a letter by itself: it gets the bitmap of `byte - 128`, its top row
+    flipped. Each bitmap is averaged over the area that a pixel of the cell covers.
 
     Raises ValueError for a cell that is not one of CELLS.
     """
@@ -98,7 +98,7 @@ def read_bytes(path: str) -> bytes:
 
 
 def contact_sheet(text: bytes, cell: tuple[int, int], chunk: int, columns: int = 4) -> Image.Image:
-    """All chunks of a text side by side, black on white, enlarged, in thin frames, for a person."""
+    """The chunks of a text side by side, black on white, enlarged, in thin frames, to look at."""
     text += b" " * (-len(text) % chunk)
     sketches = render(torch.tensor(list(text)).view(-1, chunk), cell)  # (N, H, W)
     sketches = torch.nn.functional.pad(1 - sketches, (2, 2, 2, 2), value=1.0)
@@ -123,8 +123,10 @@ def main(argv: list[str] | None = None) -> None:
     try:
         text = read_bytes(args.file)
         if not text or args.limit < 1:
-            raise ValueError(f"{args.file} has {len(text)} bytes, --limit is {args.limit}: "
-                             "expected at least one byte and one chunk")
+            raise ValueError(
+                f"{args.file} has {len(text)} bytes, --limit is {args.limit}: "
+                "expected at least one byte and one chunk"
+            )
         drawn = text[: args.limit * args.chunk]
         contact_sheet(drawn, args.cell, args.chunk).save(args.out)
     except (OSError, ValueError) as error:

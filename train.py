@@ -1,13 +1,13 @@
 """The curriculum: read the sketch, then model language with sketches as the only past.
 
-    python train.py                       the model of the README, on a corpus that needs no download
+    python train.py                       the README's model; its corpus needs no download
     python train.py --history none        a reference: sees its own chunk only
     python train.py --history full        a reference: sees all text, a plain GPT
     python train.py --resume              go on where a run stopped, bit for bit
 
 The language model forgets its eyes before it finds a use for them, unless three things hold: the
-history is learned when the model cannot do without it, so chunks begin at one patch and grow; a skill
-once learned stays in the mix; and every step mixes all tasks of its stage in one gradient.
+history is learned when the model cannot do without it, so chunks begin at one patch and grow; a
+skill once learned stays in the mix; and every step mixes all tasks of its stage in one gradient.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from tqdm import tqdm
 from data import Corpus, Text, generator, language_batch, load_corpus, reading_batch
 from generate import find_device, generate, printable, read_back
 from render import parse_cell, patches_per_chunk
-from vist2 import PRESETS, Config, Vist2, loss, read_checkpoint, save_checkpoint
+from vist2 import Config, Vist2, loss, read_checkpoint, save_checkpoint
 
 
 @dataclass(frozen=True)
@@ -55,19 +55,23 @@ class Stage:
 
 
 PARTS = {"sixteenth": 1 / 16, "quarter": 1 / 4, "whole": 1}  # of the config's chunk length
+# fmt: off
 CURRICULUM = (
     #     name            steps  reading  text  sixteenth  quarter  whole
-    Stage("reading",        450, 1,       0,    0,         0,       0),  # 1: transcribe the sketch (OCR)
-    Stage("short chunks",  1200, 1/8,     1/2,  1/4,       1/4,     0),  # 2: optical language modelling
+    Stage("reading",        450, 1,       0,    0,         0,       0),  # 1: read sketches (OCR)
+    Stage("short chunks",  1200, 1/8,     1/2,  1/4,       1/4,     0),  # 2: optical language
     Stage("growing",       1400, 1/8,     1/4,  0,         1/2,     1/4),
     Stage("whole chunks",  2400, 1/8,     0,    0,         0,       1),
-    #                                                                    # 3: instruction tuning: to come
+    #                                                                    # 3: instructions: to come
 )
+# fmt: on
 STEPS = sum(stage.steps for stage in CURRICULUM)
 ADAMW_RATE = 0.6  # of Muon's
 # What a run of each preset takes if nothing is said; lr is Muon's.
-DEFAULTS = {"tiny": dict(steps=STEPS, batch_bytes=2048, lr=5e-3)}
-DEFAULTS |= {name: dict(steps=4 * STEPS, batch_bytes=2**17, lr=3e-3) for name in PRESETS if name != "tiny"}
+DEFAULTS = {
+    "tiny": dict(steps=STEPS, batch_bytes=2**11, lr=5e-3),
+    "small": dict(steps=STEPS, batch_bytes=2**15, lr=3e-3),
+}
 
 
 def stages(history: str, steps: int) -> list[Stage]:
@@ -76,7 +80,9 @@ def stages(history: str, steps: int) -> list[Stage]:
     The references `full` and `none` take the same windows of text in as many steps, and skip what
     makes no sense for them: reading, and chunks that grow.
     """
-    scaled = [replace(stage, steps=max(1, round(stage.steps * steps / STEPS))) for stage in CURRICULUM]
+    scaled = [
+        replace(stage, steps=max(1, round(stage.steps * steps / STEPS))) for stage in CURRICULUM
+    ]
     if history == "sketch":
         return scaled
     language = sum(stage.steps for stage in scaled if stage.language)
@@ -85,26 +91,36 @@ def stages(history: str, steps: int) -> list[Stage]:
 
 def chunk_of(part: float, config: Config) -> int:
     """A part of the config's chunk length: the largest page, up to it, that divides the whole."""
+
     def fits(n):
         try:
             return config.chunk % n == 0 and patches_per_chunk(n, config.cell) > 0
         except ValueError:
             return False
+
     limit = max(config.ratio, int(config.chunk * part))
     return max(n for n in range(config.ratio, limit + 1) if fits(n))
 
 
-def batches(stage: Stage, config: Config, text: Text, batch_bytes: int, seed: int, step: int, number: int):
-    """Yield (task, share, batch) for each task of a step. The windows of text depend on the seed and
-    on `number`, which counts the steps with language modelling, and on nothing else."""
+def batches(
+    stage: Stage, config: Config, text: Text, batch_bytes: int, seed: int, step: int, number: int
+):
+    """Yield (task, share, batch) for each task of a step. The windows of text depend on the seed
+    and on `number`, which counts the steps with language modelling, and on nothing else."""
     if stage.reading:
         pairs = max(2, round(stage.reading * batch_bytes / (2 * config.chunk)))
-        yield "reading", stage.reading, reading_batch(text, pairs, config.chunk, generator(seed, "reading", step))
+        yield (
+            "reading",
+            stage.reading,
+            reading_batch(text, pairs, config.chunk, generator(seed, "reading", step)),
+        )
     if stage.language:
         rows = 4 * max(1, round(batch_bytes / text.window / 4))  # the table's shares are quarters
         windows = text.sample(rows, text.window, generator(seed, "language", number))
         for task, share in stage.language.items():
-            taken, windows = windows.split([round(share * rows), len(windows) - round(share * rows)])
+            taken, windows = windows.split(
+                [round(share * rows), len(windows) - round(share * rows)]
+            )
             yield task, share, language_batch(taken, chunk_of(PARTS.get(task, 1), config))
 
 
@@ -118,7 +134,9 @@ def to_device(batch, device: torch.device):
 def make_optimizers(model: Vist2, lr: float) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al. 2024) for the matrices inside blocks, AdamW for all other weights."""
     matrices = [p for name, p in model.named_parameters() if ".blocks." in name and p.ndim == 2]
-    others = [p for name, p in model.named_parameters() if not (".blocks." in name and p.ndim == 2)]
+    others = [
+        p for name, p in model.named_parameters() if not (".blocks." in name and p.ndim == 2)
+    ]
     return [
         torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=ADAMW_RATE * lr, betas=(0.9, 0.95), weight_decay=0.0),
@@ -134,7 +152,9 @@ def rate(step: int, steps: int) -> float:
 
 
 @torch.inference_mode()
-def evaluate(model: Vist2, corpus: Corpus, history: str, count: int | None = None) -> dict[str, float]:
+def evaluate(
+    model: Vist2, corpus: Corpus, history: str, count: int | None = None
+) -> dict[str, float]:
     """Bits per byte on held-out windows (all, or the first `count`), and reading accuracy.
 
     position 0, first 4 and from 16 on are places in a chunk, in the later half of the window.
@@ -145,39 +165,60 @@ def evaluate(model: Vist2, corpus: Corpus, history: str, count: int | None = Non
     bits = []
     for text in windows.split(16):
         text = text.to(device)
-        losses = F.cross_entropy(model(text, history=history).float().flatten(0, -2), text.flatten(),
-                                 reduction="none")
+        losses = F.cross_entropy(
+            model(text, history=history).float().flatten(0, -2), text.flatten(), reduction="none"
+        )
         bits.append(losses.view(text.shape).cpu() / math.log(2))
     bits = torch.cat(bits)  # (K, N, n)
     later = bits[:, config.chunks // 2 :]
-    result = {"bpb": bits.mean(), "position 0": later[..., 0].mean(), "first 4": later[..., :4].mean(),
-              "from 16 on": later[..., 16:].mean()}
+    result = {
+        "bpb": bits.mean(),
+        "position 0": later[..., 0].mean(),
+        "first 4": later[..., :4].mean(),
+    }
+    if config.chunk > 16:
+        result["from 16 on"] = later[..., 16:].mean()
     if history == "sketch":
         rows = 2 * min(len(windows), 128)
-        text, openings, _ = reading_batch(corpus.held_out, rows, config.chunk, generator("evaluation"))
-        right = torch.cat([model(t.to(device), o.to(device))[:, 1].argmax(-1).cpu() == t[:, 1]
-                           for t, o in zip(text.split(32), openings.split(32))]).float()
-        result |= {"reading noise": right[: rows // 2].mean(), "reading text": right[rows // 2 :].mean()}
+        text, openings, _ = reading_batch(
+            corpus.held_out, rows, config.chunk, generator("evaluation")
+        )
+        right = torch.cat(
+            [
+                model(t.to(device), o.to(device))[:, 1].argmax(-1).cpu() == t[:, 1]
+                for t, o in zip(text.split(32), openings.split(32))
+            ]
+        ).float()
+        result |= {
+            "reading noise": right[: rows // 2].mean(),
+            "reading text": right[rows // 2 :].mean(),
+        }
     return {name: value.item() for name, value in result.items()}
 
 
 def report(model: Vist2, corpus: Corpus, info: dict) -> None:
     """What a person wants to see at the end."""
     history, n = info["history"], model.config.chunk
-    print(f"\nheld-out files of {corpus.name} (digest {corpus.digest}), history {history}, "
-          f"{info['step']} steps")
+    print(
+        f"\nheld-out files of {corpus.name} (digest {corpus.digest}), history {history}, "
+        f"{info['step']} steps"
+    )
     for name, value in evaluate(model, corpus, history).items():
         unit = "of bytes right, teacher-forced" if "reading" in name else "bits per byte"
         print(f"  {name:14} {value:6.3f} {unit}")
     window = bytes(corpus.held_out.windows()[0].tolist())
     if history == "sketch":
-        print(f"\na chunk       |{printable_line(window[:n])}|\n"
-              f"read from it  |{printable_line(read_back(model, window[:n]))}|")
+        print(
+            f"\na chunk       |{printable_line(window[:n])}|\n"
+            f"read from it  |{printable_line(read_back(model, window[:n]))}|"
+        )
     if history != "none":
         prompt = window[: len(window) // 2]
         written = generate(model, prompt, len(window) // 2, temperature=0.8, history=history)
-        print(f"\nprompt: ...{printable(prompt[-2 * n :].decode('utf-8', 'replace'))}\n"
-              f"--- continued, at temperature 0.8:\n{printable(written.decode('utf-8', 'replace'))}")
+        print(
+            f"\nprompt: ...{printable(prompt[-2 * n :].decode('utf-8', 'replace'))}\n"
+            f"--- continued, at temperature 0.8:\n{printable(written.decode('utf-8', 'replace'))}"
+        )
 
 
 def printable_line(text: bytes) -> str:
@@ -206,15 +247,25 @@ def train_step(model, tasks, settings: dict, device: torch.device) -> dict[str, 
     return losses
 
 
-def train(model: Vist2, corpus: Corpus, settings: dict, out: Path, device: torch.device,
-          resumed: dict | None = None) -> dict:
+def train(
+    model: Vist2,
+    corpus: Corpus,
+    settings: dict,
+    out: Path,
+    device: torch.device,
+    resumed: dict | None = None,
+) -> dict:
     """Run the curriculum, or what is left of it, and return the info of the last checkpoint.
 
-    Writes out/model.pt and out/log.jsonl. Raises ArithmeticError for a loss that is not finite, with
+    Writes out/model.pt and out/log.jsonl. Raises ArithmeticError for a loss that is not finite,
     the last good checkpoint as it was, and KeyboardInterrupt after a Ctrl-C, with all steps saved.
     """
     config, lr = model.config, settings["lr"]
-    plan = [stage for stage in stages(settings["history"], settings["steps"]) for _ in range(stage.steps)]
+    plan = [
+        stage
+        for stage in stages(settings["history"], settings["steps"])
+        for _ in range(stage.steps)
+    ]
     numbers = list(accumulate((bool(stage.language) for stage in plan), initial=0))
     optimizers = make_optimizers(model, lr)
     step = 0
@@ -225,11 +276,23 @@ def train(model: Vist2, corpus: Corpus, settings: dict, out: Path, device: torch
     runner = torch.compile(model) if settings["compile"] else model
 
     def save() -> dict:
-        info = {"step": step, "steps": len(plan), "stage": plan[max(0, step - 1)].name,
-                "history": settings["history"], "chunks": config.chunks, "seed": settings["seed"],
-                "digest": corpus.digest, "corpus": corpus.name}
-        save_checkpoint(out / "model.pt", model, info, settings=settings,
-                        optimizers=[optimizer.state_dict() for optimizer in optimizers])
+        info = {
+            "step": step,
+            "steps": len(plan),
+            "stage": plan[max(0, step - 1)].name,
+            "history": settings["history"],
+            "chunks": config.chunks,
+            "seed": settings["seed"],
+            "digest": corpus.digest,
+            "corpus": corpus.name,
+        }
+        save_checkpoint(
+            out / "model.pt",
+            model,
+            info,
+            settings=settings,
+            optimizers=[optimizer.state_dict() for optimizer in optimizers],
+        )
         return info
 
     smooth: dict[str, float] = {}
@@ -239,13 +302,22 @@ def train(model: Vist2, corpus: Corpus, settings: dict, out: Path, device: torch
             stage = plan[step]
             for optimizer, full in zip(optimizers, (lr, ADAMW_RATE * lr)):
                 optimizer.param_groups[0]["lr"] = full * rate(step, len(plan))
-            tasks = batches(stage, config, corpus.train, settings["batch_bytes"], settings["seed"], step,
-                            numbers[step])
+            tasks = batches(
+                stage,
+                config,
+                corpus.train,
+                settings["batch_bytes"],
+                settings["seed"],
+                step,
+                numbers[step],
+            )
             losses = train_step(runner, tasks, settings, device)
             size = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
             if not math.isfinite(sum(losses.values()) + size):
-                raise ArithmeticError(f"the loss is not finite at step {step + 1}: {losses}, "
-                                      f"gradient {size}; the checkpoint of an earlier step stands")
+                raise ArithmeticError(
+                    f"the loss is not finite at step {step + 1}: {losses}, "
+                    f"gradient {size}; the checkpoint of an earlier step stands"
+                )
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
@@ -259,9 +331,14 @@ def train(model: Vist2, corpus: Corpus, settings: dict, out: Path, device: torch
             log.flush()  # before the checkpoint: a log may run ahead of it, never fall behind
             if save_now:
                 save()
-            smooth = {name: 0.95 * smooth.get(name, value) + 0.05 * value for name, value in losses.items()}
+            smooth = {
+                name: 0.95 * smooth.get(name, value) + 0.05 * value
+                for name, value in losses.items()
+            }
             bar.set_description(stage.name, refresh=False)
-            bar.set_postfix({name: f"{value:.3f}" for name, value in smooth.items()}, refresh=False)
+            bar.set_postfix(
+                {name: f"{value:.3f}" for name, value in smooth.items()}, refresh=False
+            )
             bar.update()
         info = save()
     if step < len(plan):
@@ -273,8 +350,11 @@ def open_log(path: Path, step: int):
     """The log, open for lines after `step`; lines that no checkpoint stands behind are dropped."""
     kept = []
     if step and path.exists():
-        kept = [line for line in path.read_text().splitlines(keepends=True)
-                if line.endswith("\n") and json.loads(line)["step"] <= step]
+        kept = [
+            line
+            for line in path.read_text().splitlines(keepends=True)
+            if line.endswith("\n") and json.loads(line)["step"] <= step
+        ]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept))
     temporary.replace(path)
@@ -296,27 +376,50 @@ def held_interrupts():
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train VIST2, or a reference, through the curriculum.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description="Train VIST2, or a reference, through the curriculum.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     model = parser.add_argument_group("model")
-    model.add_argument("--preset", default="tiny", help=", ".join(PRESETS))
-    model.add_argument("--history", default="sketch", choices=("sketch", "full", "none"),
-                       help="what the model sees of finished chunks")
-    model.add_argument("--cell", type=parse_cell, default="16x4", help="pixels of a byte: the ratio's dial")
+    model.add_argument("--preset", default="tiny", help=", ".join(DEFAULTS))
+    model.add_argument(
+        "--history",
+        default="sketch",
+        choices=("sketch", "full", "none"),
+        help="what the model sees of finished chunks",
+    )
+    model.add_argument(
+        "--cell", type=parse_cell, default="16x4", help="pixels of a byte: the ratio's dial"
+    )
     model.add_argument("--chunk", type=int, default=64, help="bytes in a chunk")
     data = parser.add_argument_group("data")
-    data.add_argument("--data", metavar="PATH", help="file or folder; default: Python's standard library")
-    data.add_argument("--out", metavar="DIR", help="for model.pt and log.jsonl; default: runs/HISTORY")
+    data.add_argument(
+        "--data", metavar="PATH", help="file or folder; default: Python's standard library"
+    )
+    data.add_argument(
+        "--out", metavar="DIR", help="for model.pt and log.jsonl; default: runs/HISTORY"
+    )
     data.add_argument("--resume", action="store_true", help="go on with the run in --out")
     run = parser.add_argument_group("run")
-    run.add_argument("--steps", type=int, help="length of the whole curriculum; default: the preset's")
-    run.add_argument("--batch-bytes", type=int, help="bytes of text in a step; default: the preset's")
-    run.add_argument("--lr", type=float, help="Muon's rate, AdamW takes 0.6 of it; default: the preset's")
+    run.add_argument(
+        "--steps", type=int, help="length of the whole curriculum; default: the preset's"
+    )
+    run.add_argument(
+        "--batch-bytes", type=int, help="bytes of text in a step; default: the preset's"
+    )
+    run.add_argument(
+        "--lr", type=float, help="Muon's rate, AdamW takes 0.6 of it; default: the preset's"
+    )
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    run.add_argument("--bf16", action=argparse.BooleanOptionalAction,
-                     help="autocast to bfloat16; default: on CUDA")
-    run.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile")
+    run.add_argument(
+        "--bf16",
+        action=argparse.BooleanOptionalAction,
+        help="autocast to bfloat16; default: on CUDA",
+    )
+    run.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile"
+    )
     return parser.parse_args(argv)
 
 
@@ -327,42 +430,68 @@ def main(argv: list[str] | None = None) -> None:
         run(args, out)
     except (ArithmeticError, OSError, ValueError) as error:
         sys.exit(f"train.py: {error}")
+    except torch.OutOfMemoryError as error:
+        sys.exit(f"train.py: not enough memory, try a smaller --batch-bytes: {str(error)[:80]}")
     except KeyboardInterrupt:
-        print(f"\ntrain.py: stopped; {out}/model.pt holds what was learned, --resume goes on from there",
-              file=sys.stderr)
+        print(
+            f"\ntrain.py: stopped; {out}/model.pt holds what was learned, --resume goes on",
+            file=sys.stderr,
+        )
         sys.exit(130)
 
 
 def run(args: argparse.Namespace, out: Path) -> None:
+    if args.preset not in DEFAULTS:  # the paper's sizes are there to be counted
+        raise ValueError(
+            f"preset {args.preset!r} cannot be trained here, expected one of {', '.join(DEFAULTS)}"
+        )
     config = Config.preset(args.preset, chunk=args.chunk, cell=args.cell)
     device = find_device(args.device)
-    chosen = {name: getattr(args, name) for name in DEFAULTS[args.preset] if getattr(args, name) is not None}
+    chosen = {
+        name: getattr(args, name)
+        for name in DEFAULTS[args.preset]
+        if getattr(args, name) is not None
+    }
     for name, value in chosen.items():
         if not 0 < value < float("inf"):
             raise ValueError(f"--{name.replace('_', '-')} is {value}, expected more than 0")
     corpus = load_corpus(args.data, config.chunks * config.chunk)
-    settings = {  # all that a run depends on, as plain types; a resume must agree with it
-        "config": asdict(config), "history": args.history, "data": corpus.digest, "seed": args.seed,
-        "bf16": device.type == "cuda" if args.bf16 is None else args.bf16, "compile": args.compile,
-        } | DEFAULTS[args.preset] | chosen
+    settings = (
+        {  # all that a run depends on, as plain types; a resume must agree with it
+            "config": asdict(config),
+            "history": args.history,
+            "data": corpus.digest,
+            "seed": args.seed,
+            "bf16": device.type == "cuda" if args.bf16 is None else args.bf16,
+            "compile": args.compile,
+        }
+        | DEFAULTS[args.preset]
+        | chosen
+    )
     path, resumed = out / "model.pt", None
     if args.resume:
         resumed = read_checkpoint(path)
         for name, value in settings.items():
             if resumed["settings"].get(name) != value:
-                raise ValueError(f"cannot resume {path}: {name} was {resumed['settings'].get(name)}, "
-                                 f"now it is {value}")
+                raise ValueError(
+                    f"cannot resume {path}: {name} was {resumed['settings'].get(name)}, "
+                    f"now it is {value}"
+                )
     elif path.exists():
-        raise ValueError(f"{path} is there already: --resume goes on with it, --out takes another folder")
+        raise ValueError(
+            f"{path} is there already: --resume goes on with it, --out takes another folder"
+        )
 
     torch.manual_seed(args.seed)
     model = Vist2(config).to(device)
     if resumed:
         model.load_state_dict(resumed["model"])
     out.mkdir(parents=True, exist_ok=True)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {device}, "
-          f"{torch.get_num_threads()} threads; {corpus.name}: {len(corpus.train.bytes):,} bytes to train "
-          f"on, {len(corpus.held_out.bytes):,} held out")
+    print(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {device}, "
+        f"{torch.get_num_threads()} threads; {corpus.name}: {len(corpus.train.bytes):,} bytes to "
+        f"train on, {len(corpus.held_out.bytes):,} held out"
+    )
     began = time.perf_counter()
     info = train(model, corpus, settings, out, device, resumed)
     report(model, corpus, info)

@@ -69,12 +69,16 @@ class Config:
             if field.name != "cell" and not (type(value) in (int, field.type) and value > 0):
                 raise ValueError(f"{field.name} is {value!r}, expected a positive number")
         patches_per_chunk(self.chunk, self.cell)
-        for name, whole, part in (("kv_heads", self.heads, self.kv_heads),
-                                  ("encoder_heads", self.encoder_width, self.encoder_heads)):
+        for name, whole, part in (
+            ("kv_heads", self.heads, self.kv_heads),
+            ("encoder_heads", self.encoder_width, self.encoder_heads),
+        ):
             if whole % part:
                 raise ValueError(f"{name} is {part}, expected a divisor of {whole}")
-        for name, width in (("head_width", self.head_width),
-                            ("encoder_width / encoder_heads", self.encoder_width // self.encoder_heads)):
+        for name, width in (
+            ("head_width", self.head_width),
+            ("encoder_width / encoder_heads", self.encoder_width // self.encoder_heads),
+        ):
             if width % 2:
                 raise ValueError(f"{name} is {width}, expected an even number, for rope")
 
@@ -95,13 +99,30 @@ class Config:
         return cls(**(PRESETS[name] | changes))
 
 
-# `mlp` has two matrices where Qwen3's SwiGLU has three: 3/2 of Qwen3's width holds as many weights.
-_PAPER = dict(kv_heads=8, head_width=128, encoder_width=1024, encoder_layers=24, encoder_heads=16,
-              rope_base=1e6, chunks=64)
+# `mlp` has two matrices where Qwen3's SwiGLU has three: 3/2 of its width holds as many weights.
+_PAPER = dict(
+    kv_heads=8,
+    head_width=128,
+    encoder_width=1024,
+    encoder_layers=24,
+    encoder_heads=16,
+    rope_base=1e6,
+    chunks=64,
+)
 PRESETS = {
     "tiny": {},
-    "small": dict(chunks=32, width=512, layers=10, heads=8, kv_heads=8, head_width=64, mlp=2048,
-                  encoder_width=384, encoder_layers=4, encoder_heads=6),
+    "small": dict(
+        chunks=32,
+        width=512,
+        layers=10,
+        heads=8,
+        kv_heads=8,
+        head_width=64,
+        mlp=2048,
+        encoder_width=384,
+        encoder_layers=4,
+        encoder_heads=6,
+    ),
     "0.6B": dict(width=1024, layers=28, heads=16, mlp=3072 * 3 // 2, **_PAPER),
     "1.7B": dict(width=2048, layers=28, heads=16, mlp=6144 * 3 // 2, **_PAPER),
     "4B": dict(width=2560, layers=36, heads=32, mlp=9728 * 3 // 2, **_PAPER),
@@ -117,7 +138,9 @@ def norm(x: torch.Tensor) -> torch.Tensor:
     return F.rms_norm(x, (x.shape[-1],))
 
 
-def rope_angles(positions: torch.Tensor, width: int, base: float) -> tuple[torch.Tensor, torch.Tensor]:
+def rope_angles(
+    positions: torch.Tensor, width: int, base: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin of RoPE (Su et al. 2021): (T,) positions -> two of (T, width / 2), float32."""
     frequencies = base ** (-torch.arange(0, width, 2, device=positions.device) / width)
     angles = positions[:, None] * frequencies
@@ -150,8 +173,10 @@ class Attention(nn.Module):
     def forward(self, x, angles, attend):
         """x (B, T, C). `attend` turns q (B, H, T, D), k and v into (B, H, T, D): it knows who sees
         whom, and whether keys and values of earlier calls come from a cache."""
-        q, k, v = (rearrange(project(x), "B T (H D) -> B H T D", D=self.head_width)
-                   for project in (self.query, self.key, self.value))
+        q, k, v = (
+            rearrange(project(x), "B T (H D) -> B H T D", D=self.head_width)
+            for project in (self.query, self.key, self.value)
+        )
         q = rope(norm(q) * self.gain, angles).type_as(v)
         k = rope(norm(k), angles)
         return self.out(rearrange(attend(q, k, v), "B H T D -> B T (H D)"))
@@ -187,7 +212,9 @@ class Encoder(nn.Module):
         self.config = config
         self.embed = nn.Linear(PATCH * PATCH, width)
         self.blocks = nn.ModuleList(
-            Block(width, heads, heads, width // heads, 4 * width) for _ in range(config.encoder_layers))
+            Block(width, heads, heads, width // heads, 4 * width)
+            for _ in range(config.encoder_layers)
+        )
 
     def forward(self, sketches):
         """(B, H, W) pixels -> (B, m, encoder width)."""
@@ -216,23 +243,29 @@ class Aligner(nn.Module):
 # -------------------------------------------------------------------------------------- mask
 
 
-def places(N: int, n: int, m: int, S: int, device=None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where everything stands: N chunks of text of which the S leading ones are sketched.
+def sketch_positions(chunks: torch.Tensor, n: int, m: int) -> torch.Tensor:
+    """Places in the text of the sketch tokens of some chunks, for RoPE: (S,) -> (S m,).
 
-    The order of the tokens is all sketches first, then all text: (T,) with T = S m + N n.
-    Returns `ids` (3, T) for `visible`, whose rows are chunk, kind (0 text, 1 sketch) and index in it,
-    and `positions` (T,) for RoPE, which are places in the text: input k of chunk i stands at i n + k,
-    sketch token k of chunk i at the last byte that its patch can hold, i n + (k + 1) n / m - 1.
+    Token k of chunk i stands where its share of the bytes ends, at i n + (k + 1) n / m - 1: the
+    last one is the left neighbour of the next opening.
+    """
+    ends = (torch.arange(m, device=chunks.device) + 1) * (n // m) - 1
+    return rearrange(chunks[:, None] * n + ends, "S m -> (S m)")
+
+
+def places(N: int, n: int, m: int, S: int, device=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where everything stands: N chunks of text, of which the S leading ones have a sketch.
+
+    The order of the tokens is all sketches, then all text, T = S m + N n. Returns `ids` (3, T) for
+    `visible`, with the rows chunk, kind (0 text, 1 sketch) and index within the kind, and
+    `positions` (T,) for RoPE: input k of chunk i, of which 0 is the opening, stands at i n + k.
     Text from chunk S on has no sketch to stand for it: it is one long chunk, S.
     """
-    chunk, token = torch.arange(S, device=device), torch.arange(m, device=device)
-    sketch_ids = torch.stack([
-        repeat(chunk, "S -> (S m)", m=m), torch.ones_like(repeat(chunk, "S -> (S m)", m=m)),
-        repeat(token, "m -> (S m)", S=S)])
-    sketch_positions = rearrange(chunk[:, None] * n + (token + 1) * (n // m) - 1, "S m -> (S m)")
-    text = torch.arange(N * n, device=device)
+    text, sketch = torch.arange(N * n, device=device), torch.arange(S * m, device=device)
     text_ids = torch.stack([(text // n).clamp(max=S), torch.zeros_like(text), text])
-    return torch.cat([sketch_ids, text_ids], 1), torch.cat([sketch_positions, text])
+    sketch_ids = torch.stack([sketch // m, torch.ones_like(sketch), sketch])
+    positions = torch.cat([sketch_positions(torch.arange(S, device=device), n, m), text])
+    return torch.cat([sketch_ids, text_ids], dim=1), positions
 
 
 def visible(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
@@ -256,7 +289,9 @@ def visible(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     k_chunk, k_kind, k_index = key.unsqueeze(-2)
     same_chunk = k_chunk == q_chunk
     same_part = same_chunk & (k_kind == q_kind)
-    causal = (k_chunk < q_chunk) | same_part & (k_index <= q_index) | same_chunk & (k_kind < q_kind)
+    causal = (
+        (k_chunk < q_chunk) | same_part & (k_index <= q_index) | same_chunk & (k_kind < q_kind)
+    )
     return causal & ((k_kind == 1) | (q_kind == 0) & same_chunk)
 
 
@@ -270,12 +305,17 @@ def interleaved_attention(q, k, v, ids, sketched: int, blocks: int):
     attention = partial(F.scaled_dot_product_attention, enable_gqa=True)
     q_sketch, k_sketch, v_sketch = (z[:, :, :sketched] for z in (q, k, v))
     q_text, k_text, v_text = (
-        rearrange(z[:, :, sketched:], "B H (block t) D -> (B block) H t D", block=blocks) for z in (q, k, v))
+        rearrange(z[:, :, sketched:], "B H (block t) D -> (B block) H t D", block=blocks)
+        for z in (q, k, v)
+    )
     k_block, v_block = (
         torch.cat([repeat(old, "B H s D -> (B block) H s D", block=blocks), own], dim=2)
-        for old, own in ((k_sketch, k_text), (v_sketch, v_text)))
+        for old, own in ((k_sketch, k_text), (v_sketch, v_text))
+    )
     query_ids = rearrange(ids[:, sketched:], "id (block t) -> id block t", block=blocks)
-    key_ids = torch.cat([repeat(ids[:, :sketched], "id s -> id block s", block=blocks), query_ids], 2)
+    key_ids = torch.cat(
+        [repeat(ids[:, :sketched], "id s -> id block s", block=blocks), query_ids], 2
+    )
     mask = repeat(visible(query_ids, key_ids), "block t s -> (B block) 1 t s", B=q.shape[0])
     text = attention(q_text, k_block, v_block, attn_mask=mask)
     text = rearrange(text, "(B block) H t D -> B H (block t) D", block=blocks)
@@ -294,7 +334,8 @@ class Decoder(nn.Module):
         self.embed = nn.Embedding(READ + 1, config.width)
         self.blocks = nn.ModuleList(
             Block(config.width, config.heads, config.kv_heads, config.head_width, config.mlp)
-            for _ in range(config.layers))
+            for _ in range(config.layers)
+        )
         self.head = nn.Linear(config.width, BYTES, bias=False)
 
     def forward(self, x, positions, attends):
@@ -309,6 +350,8 @@ class Decoder(nn.Module):
 
 
 class Vist2(nn.Module):
+    """Encoder, aligner and decoder: the whole of VIST2."""
+
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
@@ -330,9 +373,9 @@ class Vist2(nn.Module):
     def forward(self, text, openings=None, history="sketch", memory=None, prompt_chunks=0):
         """Logits of every byte of a text, given what its history policy lets it see.
 
-        text: (B, N, n) bytes. openings: (B, N) ids, all START if None; unused where the byte before
-        is visible as text and opens the chunk itself. history: one of HISTORIES; for "prompt",
-        `prompt_chunks` leading chunks are the prompt. memory: sketch tokens (B, N, m, C) to use
+        text: (B, N, n) bytes. openings: (B, N) ids, all START if None; unused where the byte
+        before is visible as text and opens the chunk itself. history: one of HISTORIES; for
+        "prompt", `prompt_chunks` leading chunks are the prompt. memory: sketch tokens (B, N, m, C) to use
         instead of remember(text); the last chunk's are seen by nobody.
         Returns (B, N, n, 256) logits, of which [:, i, k] predicts text[:, i, k].
         """
@@ -340,7 +383,11 @@ class Vist2(nn.Module):
         if openings is None:
             openings = torch.full((B, N), START, device=text.device)
         if history == "none":  # every chunk is a row of its own
-            rows = self(rearrange(text, "B N n -> (B N) 1 n"), rearrange(openings, "B N -> (B N) 1"), "full")
+            rows = self(
+                rearrange(text, "B N n -> (B N) 1 n"),
+                rearrange(openings, "B N -> (B N) 1"),
+                "full",
+            )
             return rearrange(rows, "(B N) 1 n V -> B N n V", N=N)
         if history not in HISTORIES:
             raise ValueError(f"history is {history!r}, expected one of {', '.join(HISTORIES)}")
@@ -351,21 +398,31 @@ class Vist2(nn.Module):
         x = rearrange(self.embed(inputs), "B N n C -> B (N n) C")
         if S == 0:
             attend = partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=True)
-            x = self.decoder(x, torch.arange(N * n, device=x.device), [attend] * self.config.layers)
+            x = self.decoder(
+                x, torch.arange(N * n, device=x.device), [attend] * self.config.layers
+            )
         else:
             memory = (self.remember(text[:, :S]) if memory is None else memory[:, :S]).to(x.dtype)
             m = memory.shape[2]
             ids, positions = places(N, n, m, S, text.device)
-            attend = partial(interleaved_attention, ids=ids, sketched=S * m,
-                             blocks=math.gcd(N, 8) if S == N - 1 else 1)
+            attend = partial(
+                interleaved_attention,
+                ids=ids,
+                sketched=S * m,
+                blocks=math.gcd(N, 8) if S == N - 1 else 1,
+            )
             x = torch.cat([rearrange(memory, "B S m C -> B (S m) C"), x], dim=1)
             x = self.decoder(x, positions, [attend] * self.config.layers)[:, S * m :]
         return rearrange(self.decoder.head(x), "B (N n) V -> B N n V", N=N)
 
 
-def loss(logits: torch.Tensor, text: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean cross-entropy in nats per byte: logits (.., 256), text (..) bytes, weights (..) or all 1."""
-    losses = F.cross_entropy(logits.float().flatten(0, -2), text.flatten().long(), reduction="none")
+def loss(
+    logits: torch.Tensor, text: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean cross-entropy, nats per byte: logits (.., 256), text (..) bytes, weights (..) or 1."""
+    losses = F.cross_entropy(
+        logits.float().flatten(0, -2), text.flatten().long(), reduction="none"
+    )
     if weights is None:
         return losses.mean()
     return (losses * weights.flatten()).sum() / weights.sum()
@@ -384,7 +441,12 @@ def save_checkpoint(path: str | Path, model: Vist2, info: dict, **more) -> None:
     """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
-    content = {"format": FORMAT, "config": asdict(model.config), "model": model.state_dict(), "info": info}
+    content = {
+        "format": FORMAT,
+        "config": asdict(model.config),
+        "model": model.state_dict(),
+        "info": info,
+    }
     try:
         with open(temporary, "wb") as file:
             torch.save(content | more, file)
@@ -407,7 +469,9 @@ def read_checkpoint(path: str | Path, device="cpu") -> dict:
         content = torch.load(path, map_location=device, weights_only=True)
         known = content["format"] == FORMAT
     except Exception as error:  # torch raises a dozen kinds, depending on where a file is broken
-        raise ValueError(f"{path} is damaged or not a checkpoint: {str(error).splitlines()[0]}") from None
+        raise ValueError(
+            f"{path} is damaged or not a checkpoint: {str(error).splitlines()[0]}"
+        ) from None
     if not known:
         raise ValueError(f"{path} is a {content['format']!r}, expected a {FORMAT!r}")
     return content

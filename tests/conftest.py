@@ -11,9 +11,19 @@ import generate
 import train
 from vist2 import PRESETS, Config, Vist2
 
-# Small enough for seconds, odd enough to catch mixed-up axes: no two sizes are alike where they may differ.
-PRESETS["mini"] = dict(chunks=4, width=48, layers=2, heads=4, kv_heads=2, head_width=16, mlp=96,
-                       encoder_width=32, encoder_layers=1, encoder_heads=2)
+# Small enough for seconds, odd enough to catch mixed-up axes.
+PRESETS["mini"] = dict(
+    chunks=4,
+    width=48,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_width=16,
+    mlp=96,
+    encoder_width=32,
+    encoder_layers=1,
+    encoder_heads=2,
+)
 train.DEFAULTS["mini"] = dict(steps=12, batch_bytes=512, lr=5e-3)
 
 
@@ -24,7 +34,7 @@ def deterministic():
 
 
 def make_model(**changes) -> Vist2:
-    """A mini model with random weights everywhere, so that nothing is zero by its initialisation."""
+    """A mini model with random weights everywhere: nothing is zero by its initialisation."""
     model = Vist2(Config.preset("mini", **({"chunk": 16} | changes)))
     for parameter in model.parameters():
         if parameter.ndim > 1:
@@ -40,7 +50,9 @@ def model() -> Vist2:
 @pytest.fixture
 def small_file(tmp_path) -> Path:
     path = tmp_path / "small.txt"
-    path.write_bytes(b"".join(b"line %d: the quick brown fox; %x\n" % (i, i * 7919) for i in range(400)))
+    path.write_bytes(
+        b"".join(b"line %d: the quick brown fox; %x\n" % (i, i * 7919) for i in range(400))
+    )
     return path
 
 

@@ -9,7 +9,9 @@ def test_windows_never_cross_a_file_and_every_place_is_drawn():
     text = Text([b"a" * 10, b"short", b"b" * 12], window=8)
     drawn = text.sample(500, 8, generator(0))
     assert {bytes(row.tolist()) for row in drawn} == {b"a" * 8, b"b" * 8}
-    places = Text([bytes(range(10)), bytes(range(100, 112))], window=8).sample(500, 8, generator(0))[:, 0]
+    places = Text([bytes(range(10)), bytes(range(100, 112))], window=8).sample(
+        500, 8, generator(0)
+    )[:, 0]
     assert set(places.tolist()) == {0, 1, 2, 100, 101, 102, 103, 104}
 
 
@@ -25,7 +27,9 @@ def test_the_default_corpus_is_split_by_file_and_needs_no_download():
     size = len(corpus.train.bytes) + len(corpus.held_out.bytes)
     assert size > 4e6 and 0.05 <= len(corpus.held_out.bytes) / size < 0.15
     train = bytes(corpus.train.bytes.tolist())
-    assert not any(bytes(window.tolist()) in train for window in corpus.held_out.windows()[::50, :256])
+    assert not any(
+        bytes(window.tolist()) in train for window in corpus.held_out.windows()[::50, :256]
+    )
 
 
 def test_a_lone_file_and_a_folder_are_split(tmp_path, small_file):
@@ -40,8 +44,15 @@ def test_a_lone_file_and_a_folder_are_split(tmp_path, small_file):
     assert b"one" in texts and b"inner/two" in texts and b"hidden" not in texts
 
 
-@pytest.mark.parametrize("name, said", [
-    ("missing", "missing is not there"), ("empty", "too short"), ("short", "too short"), ("folder", "too short")])
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("missing", "missing is not there"),
+        ("empty", "too short"),
+        ("short", "too short"),
+        ("folder", "too short"),
+    ],
+)
 def test_unusable_data_is_named(tmp_path, name, said):
     (tmp_path / "empty").touch()
     (tmp_path / "short").write_bytes(b"x" * 100)
@@ -52,10 +63,16 @@ def test_unusable_data_is_named(tmp_path, name, said):
 
 def test_windows_are_a_function_of_their_key_and_are_cut_into_chunks(small_file):
     text = load_corpus(str(small_file), 64).train
-    first, again, other = (text.sample(4, 64, generator(0, "language", number)) for number in (3, 3, 4))
+    first, again, other = (
+        text.sample(4, 64, generator(0, "language", number)) for number in (3, 3, 4)
+    )
     assert torch.equal(first, again) and not torch.equal(first, other)
     chunks, openings, weights = language_batch(first, 16)
-    assert chunks.shape == weights.shape == (4, 4, 16) and (openings == START).all() and (weights == 1).all()
+    assert (
+        chunks.shape == weights.shape == (4, 4, 16)
+        and (openings == START).all()
+        and (weights == 1).all()
+    )
     assert torch.equal(chunks.flatten(1), first)
 
 

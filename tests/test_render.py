@@ -31,7 +31,9 @@ def test_cells_lie_on_the_page_in_reading_order(cell):
     page = render.render(chunk, cell)
     for place in (0, 1, 64 // w, n // 2, n - 1):
         row, column = divmod(place, 64 // w)
-        assert torch.equal(page[row * h : row * h + h, column * w : column * w + w], glyphs(cell)[chunk[place]])
+        assert torch.equal(
+            page[row * h : row * h + h, column * w : column * w + w], glyphs(cell)[chunk[place]]
+        )
 
 
 def test_leading_axes_and_device_are_respected():
@@ -39,11 +41,18 @@ def test_leading_axes_and_device_are_respected():
     sketches = render.render(chunks, (16, 4))
     assert sketches.shape == (3, 5, 64, 64)
     assert torch.equal(sketches[2, 4], render.render(chunks[2, 4], (16, 4)))
-    assert render.render(chunks[..., :4], (16, 4)).shape == (3, 5, 16, 16)  # one patch, a narrower page
+    assert render.render(chunks[..., :4], (16, 4)).shape == (
+        3,
+        5,
+        16,
+        16,
+    )  # one patch, a narrower page
     assert render.render(chunks[..., :12], (16, 4)).shape == (3, 5, 16, 48)
 
 
-@pytest.mark.parametrize("n, cell, m", [(64, (16, 4), 16), (64, (4, 4), 4), (4, (16, 4), 1), (96, (8, 4), 12)])
+@pytest.mark.parametrize(
+    "n, cell, m", [(64, (16, 4), 16), (64, (4, 4), 4), (4, (16, 4), 1), (96, (8, 4), 12)]
+)
 def test_patches_fill_a_page(n, cell, m):
     assert patches_per_chunk(n, cell) == m
 
@@ -62,10 +71,17 @@ def test_command_line_draws_any_bytes(tmp_path, capsys):
     assert "262 of 262 bytes" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments, said", [
-    (["missing"], "No such file"), (["empty"], "at least one byte"),
-    (["some", "--chunk", "63"], "chunk 63 does not divide"), (["some", "--out", "no/where.png"], "No such file"),
-    (["some", "--out", "sketch.nothing"], "unknown file extension"), (["some", "--cell", "9x9"], None)])
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["missing"], "No such file"),
+        (["empty"], "at least one byte"),
+        (["some", "--chunk", "63"], "chunk 63 does not divide"),
+        (["some", "--out", "no/where.png"], "No such file"),
+        (["some", "--out", "sketch.nothing"], "unknown file extension"),
+        (["some", "--cell", "9x9"], None),
+    ],
+)
 def test_bad_input_gets_one_clear_line(tmp_path, monkeypatch, capsys, arguments, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").touch()

@@ -6,8 +6,18 @@ import torch.nn.functional as F
 from conftest import make_model
 from einops import rearrange
 
-from vist2 import (PRESETS, READ, START, Config, Vist2, interleaved_attention, load_checkpoint, loss, places,
-                   save_checkpoint, visible)
+from vist2 import (
+    READ,
+    START,
+    Config,
+    Vist2,
+    interleaved_attention,
+    load_checkpoint,
+    loss,
+    places,
+    save_checkpoint,
+    visible,
+)
 
 N, n = 4, 16
 
@@ -27,8 +37,12 @@ def test_the_mask_is_the_one_drawn_in_its_docstring():
         . . x . . x x .
         . . x . . x x x"""
     ids, positions = places(3, 2, 1, 2)
-    order = torch.tensor([2, 3, 0, 4, 5, 1, 6, 7])  # of reading; places() puts the two sketches first
-    drawn = torch.tensor([[mark == "x" for mark in line.split()] for line in picture.strip().splitlines()])
+    order = torch.tensor(
+        [2, 3, 0, 4, 5, 1, 6, 7]
+    )  # of reading; places() puts the two sketches first
+    drawn = torch.tensor(
+        [[mark == "x" for mark in line.split()] for line in picture.strip().splitlines()]
+    )
     assert torch.equal(visible(ids[:, order], ids[:, order]), drawn)
     assert positions[order].tolist() == [0, 1, 1, 2, 3, 3, 4, 5]
 
@@ -36,7 +50,9 @@ def test_the_mask_is_the_one_drawn_in_its_docstring():
 def test_sketch_tokens_stand_where_their_patch_ends():
     _, positions = places(2, 64, 16, 1)
     assert positions[:16].tolist() == list(range(3, 64, 4))
-    assert positions[16:].tolist() == list(range(128))  # the next opening, 64, is the right neighbour
+    assert positions[16:].tolist() == list(
+        range(128)
+    )  # the next opening, 64, is the right neighbour
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 4])
@@ -56,7 +72,9 @@ def test_nothing_looks_ahead(model, history):
     for chunk, byte in [(0, 0), (0, n - 1), (1, 5), (2, 0), (2, n - 1), (3, 7)]:
         other = text.clone()
         other[0, chunk, byte] ^= 255
-        changed = (model(other, history=history, prompt_chunks=2) - logits).abs().amax(-1).flatten() > 0
+        changed = (model(other, history=history, prompt_chunks=2) - logits).abs().amax(
+            -1
+        ).flatten() > 0
         assert not changed[: chunk * n + byte + 1].any()
         if byte < n - 1:  # ... and what follows does see it
             assert changed[chunk * n + byte + 1]
@@ -96,7 +114,9 @@ def test_none_ignores_earlier_chunks(model):
     logits = model(text, history="none")
     assert torch.equal(model(text[:, 2:], history="none"), logits[:, 2:])
     for chunk in range(N):
-        torch.testing.assert_close(model(text[:, chunk : chunk + 1], history="full")[:, 0], logits[:, chunk])
+        torch.testing.assert_close(
+            model(text[:, chunk : chunk + 1], history="full")[:, 0], logits[:, chunk]
+        )
 
 
 def test_full_equals_a_plain_causal_gpt_of_the_same_weights(model):
@@ -115,21 +135,28 @@ def test_full_equals_a_plain_causal_gpt_of_the_same_weights(model):
     x = rms(model.decoder.embed.weight[ids])
     for block in model.decoder.blocks:
         a, y = block.attention, rms(x)
-        q, k, v = ((y @ p.weight.T).unflatten(-1, (-1, D)).transpose(1, 2) for p in (a.query, a.key, a.value))
+        q, k, v = (
+            (y @ p.weight.T).unflatten(-1, (-1, D)).transpose(1, 2)
+            for p in (a.query, a.key, a.value)
+        )
         q, k = rotate(rms(q) * a.gain), rotate(rms(k))
         k, v = (z.repeat_interleave(c.heads // c.kv_heads, 1) for z in (k, v))
         scores = (q @ k.mT / D**0.5).masked_fill(torch.ones(T, T).triu(1).bool(), float("-inf"))
         x = x + (scores.softmax(-1) @ v).transpose(1, 2).flatten(2) @ a.out.weight.T
         x = x + (rms(x) @ block.up.weight.T).relu() ** 2 @ block.down.weight.T
     plain = rms(x) @ model.decoder.head.weight.T
-    torch.testing.assert_close(model(text, history="full").flatten(1, 2), plain, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        model(text, history="full").flatten(1, 2), plain, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_prompt_is_sketch_over_the_prompt_and_full_after_it(model):
     text = random_text()
     prompt = model(text, history="prompt", prompt_chunks=2)
     torch.testing.assert_close(prompt[:, :3], model(text)[:, :3])
-    torch.testing.assert_close(model(text, history="prompt", prompt_chunks=0), model(text, history="full"))
+    torch.testing.assert_close(
+        model(text, history="prompt", prompt_chunks=0), model(text, history="full")
+    )
     torch.testing.assert_close(model(text, history="prompt", prompt_chunks=N), model(text))
     assert not torch.allclose(prompt[:, 3], model(text)[:, 3])
 
@@ -199,10 +226,17 @@ def test_bf16_stays_close_to_float32(model):
     assert (rough - exact).norm() / exact.norm() < 0.05
 
 
-@pytest.mark.parametrize("name, decoder, encoder", [
-    ("0.6B", 0.44e9, 0.30e9), ("1.7B", 1.41e9, 0.30e9), ("4B", 3.63e9, 0.30e9), ("8B", 6.95e9, 0.30e9)])
+@pytest.mark.parametrize(
+    "name, decoder, encoder",
+    [
+        ("0.6B", 0.44e9, 0.30e9),
+        ("1.7B", 1.41e9, 0.30e9),
+        ("4B", 3.63e9, 0.30e9),
+        ("8B", 6.95e9, 0.30e9),
+    ],
+)
 def test_the_papers_sizes_can_be_counted_without_memory(name, decoder, encoder):
-    """Qwen3's weights without its embeddings, which a vocabulary of bytes has no use for; ViT-L/16."""
+    """Qwen3's weights without its embeddings, which bytes have no use for; ViT-L/16."""
     with torch.device("meta"):
         model = Vist2(Config.preset(name))
     count = lambda part: sum(p.numel() for p in part.parameters())
@@ -210,10 +244,18 @@ def test_the_papers_sizes_can_be_counted_without_memory(name, decoder, encoder):
     assert count(model.encoder) == pytest.approx(encoder, rel=0.02)
 
 
-@pytest.mark.parametrize("changes, said", [
-    (dict(chunk=63), "chunk 63"), (dict(cell=(5, 5)), "cell"), (dict(width=0), "width is 0"),
-    (dict(heads=4, kv_heads=3), "kv_heads is 3"), (dict(layers=1.5), "layers is 1.5"),
-    (dict(head_width=7), "head_width is 7"), (dict(encoder_heads=3), "encoder_heads is 3")])
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        (dict(chunk=63), "chunk 63"),
+        (dict(cell=(5, 5)), "cell"),
+        (dict(width=0), "width is 0"),
+        (dict(heads=4, kv_heads=3), "kv_heads is 3"),
+        (dict(layers=1.5), "layers is 1.5"),
+        (dict(head_width=7), "head_width is 7"),
+        (dict(encoder_heads=3), "encoder_heads is 3"),
+    ],
+)
 def test_sizes_that_do_not_fit_are_refused(changes, said):
     with pytest.raises(ValueError, match=said):
         Config(**changes)
