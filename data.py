@@ -17,7 +17,8 @@ from einops import rearrange
 from vist2 import BYTES, READ, START
 
 HELD_OUT = 0.05  # share of the bytes
-# Tests and tables resemble each other across any split; the rest is not the library's own.
+# Tests and tables resemble each other across any split, topics are read apart, the rest is not
+# the library's own.
 LEFT_OUT = {
     "test",
     "tests",
@@ -64,7 +65,7 @@ class Text:
 @dataclass
 class Corpus:
     name: str
-    digest: str  # of all names and bytes: shifts with each release of Python
+    digest: str  # of the names and bytes of all files of at least one window
     train: Text
     held_out: Text
 
@@ -74,29 +75,34 @@ def python_files() -> dict[str, bytes]:
     from pydoc_data.topics import topics
 
     root = Path(sysconfig.get_path("stdlib"))
-    sources = (
-        path
-        for path in root.rglob("*.py")
-        if not LEFT_OUT & set(path.relative_to(root).parts)
-        and not path.name.startswith("_sysconfigdata")
-    )  # one machine's own settings
-    files = {path.relative_to(root).as_posix(): path.read_bytes() for path in sources}
+    files = {}
+    for path in root.rglob("*.py"):
+        name = path.relative_to(root)
+        # _sysconfigdata holds one machine's own settings
+        if not LEFT_OUT & set(name.parts) and not name.name.startswith("_sysconfigdata"):
+            files[name.as_posix()] = path.read_bytes()
     return files | {f"topics/{name}": text.encode() for name, text in topics.items()}
 
 
 def user_files(path: Path) -> dict[str, bytes]:
-    """One file in twenty pieces, or every file of a folder that is not hidden."""
-    if path.is_file():
-        text = path.read_bytes()
-        size = max(1, -(-len(text) // 20))
-        return {f"{path.name}#{i:02}": text[i * size : (i + 1) * size] for i in range(20)}
-    if not path.is_dir():
+    """A file, or every file of a folder that is not hidden; fewer than 20 are each cut into 20."""
+    if path.is_dir():
+        names = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
+        files = {
+            name.as_posix(): (path / name).read_bytes()
+            for name in names
+            if not any(part.startswith(".") for part in name.parts)
+        }
+    elif path.is_file():
+        files = {path.name: path.read_bytes()}
+    else:
         raise ValueError(f"{path} is not there, expected a file or a folder")
-    inside = (p.relative_to(path) for p in sorted(path.rglob("*")) if p.is_file())
+    if len(files) >= 20:
+        return files
     return {
-        p.as_posix(): (path / p).read_bytes()
-        for p in inside
-        if not any(part.startswith(".") for part in p.parts)
+        f"{name}#{i:02}": text[i * len(text) // 20 : (i + 1) * len(text) // 20]
+        for name, text in files.items()
+        for i in range(20)
     }
 
 
@@ -104,28 +110,31 @@ def load_corpus(path: str | None, window: int) -> Corpus:
     """The default corpus if `path` is None, else the user's file or folder.
 
     Held out are the files whose names have the lowest hashes, until they make up HELD_OUT of the
-    bytes. Raises ValueError, or OSError for what cannot be read.
+    bytes; a file of more than twice that is never held out. Files shorter than a window are of no
+    use. Raises ValueError, or OSError for what cannot be read.
     """
     files = user_files(Path(path)) if path else python_files()
     name = path or f"Python {platform.python_version()} standard library"
     files = {key: text for key, text in files.items() if len(text) >= window}
-    if len(files) < 2:
-        pieces = " (a lone file is cut into 20)" if path and Path(path).is_file() else ""
+    share = HELD_OUT * sum(map(len, files.values()))
+    train = sorted(files, key=lambda key: hashlib.sha256(key.encode()).digest())
+    held_out: list[str] = []
+    for key in list(train):
+        if len(files[key]) <= 2 * share and sum(len(files[key]) for key in held_out) < share:
+            held_out.append(key)
+            train.remove(key)
+    if not held_out:
         raise ValueError(
-            f"{name} is too short: expected two files of at least one training window, "
-            f"{window} bytes{pieces}"
+            f"{name} is too short: expected 20 files of at least one training window, {window} "
+            f"bytes, or fewer files of 20 windows, {20 * window} bytes"
         )
-    order = sorted(files, key=lambda key: hashlib.sha256(key.encode()).digest())
-    total, held_out = sum(map(len, files.values())), []
-    while not held_out or sum(len(files[key]) for key in held_out) < HELD_OUT * total:
-        held_out.append(order.pop(0))
     digest = hashlib.sha256(
         b"".join(key.encode() + hashlib.sha256(files[key]).digest() for key in sorted(files))
-    ).hexdigest()[:16]
+    ).hexdigest()
     return Corpus(
         name,
-        digest,
-        Text([files[key] for key in order], window),
+        digest[:16],
+        Text([files[key] for key in train], window),
         Text([files[key] for key in held_out], window),
     )
 

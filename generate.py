@@ -25,18 +25,18 @@ import torch
 import torch.nn.functional as F
 
 from render import read_bytes
-from vist2 import BYTES, READ, START, Vist2, load_checkpoint, sketch_positions
+from vist2 import BYTES, HISTORIES, READ, START, Vist2, load_checkpoint, sketch_positions
 
 CHECKPOINT = "runs/sketch/model.pt"
-HISTORIES = ("sketch", "full", "prompt")
+WRITABLE = tuple(history for history in HISTORIES if history != "none")
 
 
 class Session:
     """A batch of texts of equal length being read and written, and its cache.
 
     history: "sketch" turns every finished chunk into its sketch; "prompt" only the prompt's;
-    "full" keeps all text. capacity: bytes of text the buffer is made for, by default the window that
-    training saw. When it is reached, the oldest half of the chunks is dropped and the rest
+    "full" keeps all text. capacity: bytes of text the buffer is made for, by default the window
+    that training saw. When it is reached, the oldest half of the chunks is dropped and the rest
     prefilled anew, so that the cache always equals a fresh prefill of what it holds.
 
     Raises ValueError for a history that cannot be written under, and for too small a capacity.
@@ -48,9 +48,9 @@ class Session:
         config = model.config
         n, m = config.chunk, config.chunk // config.ratio
         capacity = config.chunks * n if capacity is None else capacity
-        if history not in HISTORIES:
+        if history not in WRITABLE:
             raise ValueError(
-                f"history is {history!r}, expected one of {', '.join(HISTORIES)} to write"
+                f"history is {history!r}, expected one of {', '.join(WRITABLE)} to write"
             )
         if capacity < 2 * n:
             raise ValueError(
@@ -138,7 +138,7 @@ class Session:
 
     @torch.inference_mode()
     def step(self, new: torch.Tensor) -> torch.Tensor:
-        """Go on by one byte: (B,) bytes -> (B, 256) logits of the byte after them."""
+        """Go on by one byte, after prefill: (B,) bytes -> (B, 256) logits of the byte after."""
         n = self.model.config.chunk
         self.text[:, self.count] = new
         self.count += 1
@@ -152,9 +152,8 @@ class Session:
         place = torch.tensor([self.count], device=self.text.device)
         if self.history != "sketch" or self.count % n:
             return self._append(self.model.embed(new.to(self.text.device)[:, None]), place)
-        memory = self.model.remember(self.text[:, None, self.count - n : self.count])[
-            :, 0
-        ]  # (B, m, C)
+        finished = self.text[:, self.count - n : self.count]
+        memory = self.model.remember(finished[:, None])[:, 0]  # (B, m, C)
         opening = self.model.embed(torch.full((len(new), 1), START, device=self.text.device))
         positions = sketch_positions(place // n - 1, n, memory.shape[1])
         self.entries = self.mark  # the chunk's text is gone
@@ -244,7 +243,8 @@ def generate(
     """
     check(max_new_bytes, temperature, top_k)
     config = model.config
-    session = Session(model, 1, history, (history_chunks or config.chunks) * config.chunk)
+    chunks = config.chunks if history_chunks is None else history_chunks
+    session = Session(model, 1, history, chunks * config.chunk)
     logits = session.prefill(as_rows(newest(prompt, session.capacity, config.chunk)))
     written = bytearray()
     for new in write(session, logits, max_new_bytes, temperature, top_k, seed):
@@ -356,21 +356,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--top-k", type=int, help="sample among the k likeliest bytes only")
     parser.add_argument("--seed", type=int, default=0, help="sample i uses seed + i")
     parser.add_argument("--samples", type=int, default=1, help="continuations after one prefill")
+    parser.add_argument("--history", choices=WRITABLE, help="default: as it was trained")
+    parser.add_argument("--history-chunks", type=int, help="how far back; default: as in training")
     parser.add_argument(
-        "--history", choices=HISTORIES, help="default: as the checkpoint was trained"
-    )
-    parser.add_argument(
-        "--history-chunks", type=int, help="how far back to see; default: as in training"
-    )
-    parser.add_argument(
-        "--stats", action="store_true", help="print what the cache holds, and the speed"
+        "--stats", action="store_true", help="print what the cache holds, and speed"
     )
     args = parser.parse_args(argv)
     try:
         run(args)
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, torch.OutOfMemoryError) as error:
         sys.exit(f"generate.py: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
@@ -388,6 +384,12 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(
                 f"{args.read} has {len(text)} bytes, expected at least one chunk, {n}"
             )
+        if info["history"] != "sketch":
+            print(
+                f"generate.py: {args.checkpoint} was trained under history {info['history']!r}: "
+                "it never learned to read",
+                file=sys.stderr,
+            )
         return print_reading(model, text)
 
     if args.prompt is not None:
@@ -397,8 +399,16 @@ def run(args: argparse.Namespace) -> None:
     else:
         prompt = b""
     chunks = model.config.chunks if args.history_chunks is None else args.history_chunks
+    if chunks < 2:
+        raise ValueError(f"--history-chunks is {chunks}, expected 2 or more")
+    history = args.history or info["history"]
+    if history not in WRITABLE:
+        raise ValueError(
+            f"{args.checkpoint} was trained under history {history!r}, which cannot write: "
+            f"expected --history with one of {', '.join(WRITABLE)}"
+        )
     began = time.perf_counter()
-    session = Session(model, 1, args.history or info["history"], chunks * n)
+    session = Session(model, 1, history, chunks * n)
     held = newest(prompt, session.capacity, n)
     if len(held) < len(prompt):
         print(
@@ -407,30 +417,31 @@ def run(args: argparse.Namespace) -> None:
             file=sys.stderr,
         )
     logits = session.prefill(as_rows(held))
-    first = time.perf_counter() - began
     if args.samples > 1:
         session, logits = session.fork(args.samples), logits.expand(args.samples, -1)
     texts = write(session, logits, args.max_new_bytes, args.temperature, args.top_k, args.seed)
+    rows, clock, out = [bytearray() for _ in range(args.samples)], [], Out()
+    for new in texts:
+        for row, byte in zip(rows, new.tolist(), strict=True):
+            row.append(byte)
+        clock.append(time.perf_counter())
+        if args.samples == 1:
+            out.write(rows[0][-1:])
     if args.samples == 1:
-        out = Out()
-        for new in texts:
-            out.write(bytes(new.tolist()))
         out.end()
     else:
-        for number, row in enumerate(torch.stack(list(texts), dim=1).tolist()):
+        for number, row in enumerate(rows):
             print(f"--- sample {number}", flush=True)
-            out = Out()
             out.write(bytes(row) + b"\n")
             out.end()
-    if args.stats:
-        seconds = time.perf_counter() - began - first
-        full = session.count + 1
+    if args.stats and clock:
+        entries, full = session.cache_entries, session.count + 1
+        size = session.cache_bytes / args.samples / 1024
+        speed = (len(clock) - 1) * args.samples / max(clock[-1] - clock[0], 1e-9)
         print(
-            f"cache: {session.cache_entries} entries, {session.cache_bytes / 1024:.0f} KiB, for "
-            f"{session.count} bytes of text; full text would hold {full} entries, "
-            f"{session.cache_bytes / 1024 * full / session.cache_entries:.0f} KiB\n"
-            f"first byte after {1000 * first:.0f} ms, then "
-            f"{args.samples * args.max_new_bytes / seconds:.0f} bytes a second",
+            f"cache of a text: {entries} entries, {size:.0f} KiB, for the {session.count} bytes "
+            f"it holds; as full text {full} entries, {size * full / entries:.0f} KiB\n"
+            f"first byte after {1000 * (clock[0] - began):.0f} ms, then {speed:.0f} bytes/s",
             file=sys.stderr,
         )
 

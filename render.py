@@ -28,20 +28,26 @@ CELLS = ((16, 8), (16, 4), (8, 4), (4, 4))
 LEAST_DISTANCE = 0.2  # between any two glyphs of one cell (Euclidean, ink in 0..1)
 
 
+def check_cell(cell: tuple[int, int]) -> None:
+    """Raises ValueError for a cell that is not one of CELLS."""
+    if tuple(cell) not in CELLS:
+        known = ", ".join(f"{h}x{w}" for h, w in CELLS)
+        raise ValueError(f"cell {cell!r} is unknown, expected one of {known} (height x width)")
+
+
+@torch.compiler.assume_constant_result  # torch.compile need not look into Pillow
 @functools.lru_cache
 def glyphs(cell: tuple[int, int]) -> torch.Tensor:
     """All 256 bitmaps: (256, h, w) float32 in [0, 1], 1 is ink. Do not write to the result.
 
     ASCII is drawn with the 6x11 bitmap font inside Pillow, the same on every machine; control
     bytes as the letter of their caret notation (^@ .. ^_, ^?), white on black. Text is UTF-8,
-    where a byte over 127 is never a letter by itself: it gets the bitmap of `byte - 128`, its top row
-    flipped. Each bitmap is averaged over the area that a pixel of the cell covers.
+    where a byte over 127 is never a letter by itself: it gets the bitmap of `byte - 128`, its top
+    row flipped. Each bitmap is averaged over the area that a pixel of the cell covers.
 
     Raises ValueError for a cell that is not one of CELLS.
     """
-    if tuple(cell) not in CELLS:
-        known = ", ".join(f"{h}x{w}" for h, w in CELLS)
-        raise ValueError(f"cell {cell!r} is unknown, expected one of {known} (height x width)")
+    check_cell(cell)
     font = ImageFont.load_default_imagefont()
     h, w = cell
     bitmaps = []
@@ -61,8 +67,9 @@ def glyphs(cell: tuple[int, int]) -> torch.Tensor:
 def patches_per_chunk(n: int, cell: tuple[int, int]) -> int:
     """m, the patches that n bytes fill: a row of up to four, or whole rows of four.
 
-    Raises ValueError where n bytes do not fill such a page.
+    Raises ValueError for an unknown cell, and where n bytes do not fill such a page.
     """
+    check_cell(cell)
     ratio = (PATCH // cell[0]) * (PATCH // cell[1])
     m = n // ratio
     if n < 1 or n % ratio or (m > 4 and m % 4):
@@ -99,6 +106,7 @@ def read_bytes(path: str) -> bytes:
 
 def contact_sheet(text: bytes, cell: tuple[int, int], chunk: int, columns: int = 4) -> Image.Image:
     """The chunks of a text side by side, black on white, enlarged, in thin frames, to look at."""
+    patches_per_chunk(chunk, cell)  # raises ValueError before anything is drawn
     text += b" " * (-len(text) % chunk)
     sketches = render(torch.tensor(list(text)).view(-1, chunk), cell)  # (N, H, W)
     sketches = torch.nn.functional.pad(1 - sketches, (2, 2, 2, 2), value=1.0)
@@ -127,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
                 f"{args.file} has {len(text)} bytes, --limit is {args.limit}: "
                 "expected at least one byte and one chunk"
             )
-        drawn = text[: args.limit * args.chunk]
+        drawn = text[: args.limit * max(args.chunk, 1)]
         contact_sheet(drawn, args.cell, args.chunk).save(args.out)
     except (OSError, ValueError) as error:
         sys.exit(f"render.py: {error}")

@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 from data import Corpus, Text, generator, language_batch, load_corpus, reading_batch
 from generate import find_device, generate, printable, read_back
-from render import parse_cell, patches_per_chunk
-from vist2 import Config, Vist2, loss, read_checkpoint, save_checkpoint
+from render import parse_cell
+from vist2 import Config, Vist2, loss, read_checkpoint, restore, save_checkpoint
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ CURRICULUM = (
     Stage("reading",        450, 1,       0,    0,         0,       0),  # 1: read sketches (OCR)
     Stage("short chunks",  1200, 1/8,     1/2,  1/4,       1/4,     0),  # 2: optical language
     Stage("growing",       1400, 1/8,     1/4,  0,         1/2,     1/4),
-    Stage("whole chunks",  2400, 1/8,     0,    0,         0,       1),
+    Stage("whole chunks",  2400, 1/8,     0,    0,         1/4,     3/4),
     #                                                                    # 3: instructions: to come
 )
 # fmt: on
@@ -90,16 +90,11 @@ def stages(history: str, steps: int) -> list[Stage]:
 
 
 def chunk_of(part: float, config: Config) -> int:
-    """A part of the config's chunk length: the largest page, up to it, that divides the whole."""
-
-    def fits(n):
-        try:
-            return config.chunk % n == 0 and patches_per_chunk(n, config.cell) > 0
-        except ValueError:
-            return False
-
-    limit = max(config.ratio, int(config.chunk * part))
-    return max(n for n in range(config.ratio, limit + 1) if fits(n))
+    """A part of the config's chunk length: the longest up to it that makes pages of whole patches
+    and divides the whole."""
+    m = config.chunk // config.ratio
+    pages = [p for p in range(1, m + 1) if m % p == 0 and (p <= 4 or p % 4 == 0)]
+    return config.ratio * max(p for p in pages if p <= max(1, m * part))
 
 
 def batches(
@@ -109,26 +104,23 @@ def batches(
     and on `number`, which counts the steps with language modelling, and on nothing else."""
     if stage.reading:
         pairs = max(2, round(stage.reading * batch_bytes / (2 * config.chunk)))
-        yield (
-            "reading",
-            stage.reading,
-            reading_batch(text, pairs, config.chunk, generator(seed, "reading", step)),
-        )
+        rng = generator(seed, "reading", step)
+        yield "reading", stage.reading, reading_batch(text, pairs, config.chunk, rng)
     if stage.language:
         rows = 4 * max(1, round(batch_bytes / text.window / 4))  # the table's shares are quarters
         windows = text.sample(rows, text.window, generator(seed, "language", number))
+        first = 0
         for task, share in stage.language.items():
-            taken, windows = windows.split(
-                [round(share * rows), len(windows) - round(share * rows)]
-            )
+            taken = windows[first : first + round(share * rows)]
+            first += len(taken)
             yield task, share, language_batch(taken, chunk_of(PARTS.get(task, 1), config))
 
 
 def to_device(batch, device: torch.device):
-    """Move tensors; from pinned memory if there is CUDA, so that the copy does not wait."""
-    if torch.cuda.is_available():
-        batch = [tensor.pin_memory() for tensor in batch]
-    return [tensor.to(device, non_blocking=True) for tensor in batch]
+    """Move tensors; to CUDA from pinned memory, so that nothing waits for the copy."""
+    if device.type != "cuda":
+        return [tensor.to(device) for tensor in batch]
+    return [tensor.pin_memory().to(device, non_blocking=True) for tensor in batch]
 
 
 def make_optimizers(model: Vist2, lr: float) -> list[torch.optim.Optimizer]:
@@ -231,7 +223,8 @@ SAVE_EVERY = 250  # steps; also evaluates a little, for the log
 
 
 def train_step(model, tasks, settings: dict, device: torch.device) -> dict[str, float]:
-    """Add the gradients of all tasks of one step; their losses in bits per byte."""
+    """Add the gradients of all tasks of one step; their losses in bits per byte, and
+    the share of bytes read right."""
     losses = {}
     for task, share, batch in tasks:
         text, openings, weights = to_device(batch, device)
@@ -273,7 +266,10 @@ def train(
         step = resumed["info"]["step"]
         for optimizer, state in zip(optimizers, resumed["optimizers"]):
             optimizer.load_state_dict(state)
-    runner = torch.compile(model) if settings["compile"] else model
+    runner = model
+    if settings["compile"]:
+        torch._dynamo.config.recompile_limit = 32  # one graph for each shape of the curriculum
+        runner = torch.compile(model)
 
     def save() -> dict:
         info = {
@@ -296,7 +292,8 @@ def train(
         return info
 
     smooth: dict[str, float] = {}
-    bar = tqdm(total=len(plan), initial=step, unit_scale=settings["batch_bytes"], unit="B")
+    size = settings["batch_bytes"]
+    bar = tqdm(total=len(plan) * size, initial=step * size, unit="B", unit_scale=True)
     with open_log(out / "log.jsonl", step) as log, bar, held_interrupts() as interrupted:
         while step < len(plan) and not interrupted:
             stage = plan[step]
@@ -312,11 +309,11 @@ def train(
                 numbers[step],
             )
             losses = train_step(runner, tasks, settings, device)
-            size = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
-            if not math.isfinite(sum(losses.values()) + size):
+            length = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
+            if not math.isfinite(sum(losses.values()) + length):
                 raise ArithmeticError(
-                    f"the loss is not finite at step {step + 1}: {losses}, "
-                    f"gradient {size}; the checkpoint of an earlier step stands"
+                    f"the loss is not finite at step {step + 1}: {losses}, gradient {length}; "
+                    f"{standing(out)}"
                 )
             for optimizer in optimizers:
                 optimizer.step()
@@ -339,11 +336,18 @@ def train(
             bar.set_postfix(
                 {name: f"{value:.3f}" for name, value in smooth.items()}, refresh=False
             )
-            bar.update()
+            bar.update(size)
         info = save()
     if step < len(plan):
         raise KeyboardInterrupt
     return info
+
+
+def standing(out: Path) -> str:
+    """What is left when a run ends early."""
+    if (out / "model.pt").exists():
+        return f"{out}/model.pt stands as it was last saved"
+    return "no checkpoint had been saved yet"
 
 
 def open_log(path: Path, step: int):
@@ -401,9 +405,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     data.add_argument("--resume", action="store_true", help="go on with the run in --out")
     run = parser.add_argument_group("run")
-    run.add_argument(
-        "--steps", type=int, help="length of the whole curriculum; default: the preset's"
-    )
+    run.add_argument("--steps", type=int, help="about so many in all; default: the preset's")
     run.add_argument(
         "--batch-bytes", type=int, help="bytes of text in a step; default: the preset's"
     )
@@ -434,8 +436,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"train.py: not enough memory, try a smaller --batch-bytes: {str(error)[:80]}")
     except KeyboardInterrupt:
         print(
-            f"\ntrain.py: stopped; {out}/model.pt holds what was learned, --resume goes on",
-            file=sys.stderr,
+            f"\ntrain.py: stopped; {standing(out)} (--resume goes on from there)", file=sys.stderr
         )
         sys.exit(130)
 
@@ -456,36 +457,25 @@ def run(args: argparse.Namespace, out: Path) -> None:
         if not 0 < value < float("inf"):
             raise ValueError(f"--{name.replace('_', '-')} is {value}, expected more than 0")
     corpus = load_corpus(args.data, config.chunks * config.chunk)
-    settings = (
-        {  # all that a run depends on, as plain types; a resume must agree with it
-            "config": asdict(config),
-            "history": args.history,
-            "data": corpus.digest,
-            "seed": args.seed,
-            "bf16": device.type == "cuda" if args.bf16 is None else args.bf16,
-            "compile": args.compile,
-        }
-        | DEFAULTS[args.preset]
-        | chosen
-    )
+    # all that a run depends on, as plain types; a resume must agree with it
+    settings = asdict(config) | DEFAULTS[args.preset] | chosen
+    settings |= {"history": args.history, "data": corpus.digest, "seed": args.seed}
+    settings |= {"bf16": device.type == "cuda" if args.bf16 is None else args.bf16}
+    settings |= {"compile": args.compile}
     path, resumed = out / "model.pt", None
     if args.resume:
         resumed = read_checkpoint(path)
         for name, value in settings.items():
-            if resumed["settings"].get(name) != value:
-                raise ValueError(
-                    f"cannot resume {path}: {name} was {resumed['settings'].get(name)}, "
-                    f"now it is {value}"
-                )
+            was = resumed.get("settings", {}).get(name)
+            if was != value:
+                raise ValueError(f"cannot resume {path}: {name} was {was}, now it is {value}")
     elif path.exists():
         raise ValueError(
             f"{path} is there already: --resume goes on with it, --out takes another folder"
         )
 
     torch.manual_seed(args.seed)
-    model = Vist2(config).to(device)
-    if resumed:
-        model.load_state_dict(resumed["model"])
+    model = (restore(resumed, path) if resumed else Vist2(config)).to(device)
     out.mkdir(parents=True, exist_ok=True)
     print(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {device}, "

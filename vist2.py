@@ -40,6 +40,7 @@ from render import PATCH, patches_per_chunk, render
 BYTES = 256  # a token is a byte, ids 0..255; what the model predicts
 START, READ = 256, 257  # openings, inputs only: write on, or transcribe the sketch just before
 HISTORIES = ("sketch", "full", "prompt", "none")
+BLOCKS = 8  # of text in attention, see interleaved_attention
 
 
 # ------------------------------------------------------------------------------------ config
@@ -178,7 +179,7 @@ class Attention(nn.Module):
             for project in (self.query, self.key, self.value)
         )
         q = rope(norm(q) * self.gain, angles).type_as(v)
-        k = rope(norm(k), angles)
+        k = rope(norm(k), angles).type_as(v)
         return self.out(rearrange(attend(q, k, v), "B H T D -> B T (H D)"))
 
 
@@ -296,10 +297,11 @@ def visible(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
 
 
 def interleaved_attention(q, k, v, ids, sketched: int, blocks: int):
-    """Softmax attention under `visible`, without scoring what no one sees.
+    """Softmax attention under `visible`, without scoring most of what nobody sees.
 
     The first `sketched` tokens are sketches, which see only each other. The text is cut into equal
-    blocks of whole chunks, each of which sees the sketches and itself.
+    blocks of whole chunks, each of which is scored against all sketches and itself: many blocks
+    repeat the sketches often, few score bytes against many foreign bytes.
     q (B, H, T, D), k and v (B, KV, T, D), ids (3, T) -> (B, H, T, D)
     """
     attention = partial(F.scaled_dot_product_attention, enable_gqa=True)
@@ -375,8 +377,8 @@ class Vist2(nn.Module):
 
         text: (B, N, n) bytes. openings: (B, N) ids, all START if None; unused where the byte
         before is visible as text and opens the chunk itself. history: one of HISTORIES; for
-        "prompt", `prompt_chunks` leading chunks are the prompt. memory: sketch tokens (B, N, m, C) to use
-        instead of remember(text); the last chunk's are seen by nobody.
+        "prompt", `prompt_chunks` leading chunks are the prompt. memory: sketch tokens (B, N, m, C)
+        to use instead of remember(text); the last chunk's are seen by nobody.
         Returns (B, N, n, 256) logits, of which [:, i, k] predicts text[:, i, k].
         """
         B, N, n = text.shape
@@ -409,7 +411,7 @@ class Vist2(nn.Module):
                 interleaved_attention,
                 ids=ids,
                 sketched=S * m,
-                blocks=math.gcd(N, 8) if S == N - 1 else 1,
+                blocks=math.gcd(N, BLOCKS) if S == N - 1 else 1,
             )
             x = torch.cat([rearrange(memory, "B S m C -> B (S m) C"), x], dim=1)
             x = self.decoder(x, positions, [attend] * self.config.layers)[:, S * m :]
@@ -469,12 +471,22 @@ def read_checkpoint(path: str | Path, device="cpu") -> dict:
         content = torch.load(path, map_location=device, weights_only=True)
         known = content["format"] == FORMAT
     except Exception as error:  # torch raises a dozen kinds, depending on where a file is broken
-        raise ValueError(
-            f"{path} is damaged or not a checkpoint: {str(error).splitlines()[0]}"
-        ) from None
+        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        raise ValueError(f"{path} is damaged or not a checkpoint: {reason}") from None
     if not known:
         raise ValueError(f"{path} is a {content['format']!r}, expected a {FORMAT!r}")
     return content
+
+
+def restore(content: dict, path: str | Path) -> Vist2:
+    """The model in a checkpoint's content. Raises ValueError if it does not fit this code."""
+    try:
+        model = Vist2(Config(**content["config"]))
+        model.load_state_dict(content["model"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} does not fit this code's config: {reason}") from None
+    return model
 
 
 def load_checkpoint(path: str | Path, device="cpu") -> tuple[Vist2, dict]:
@@ -483,11 +495,4 @@ def load_checkpoint(path: str | Path, device="cpu") -> tuple[Vist2, dict]:
     Raises ValueError for a file that is missing, damaged, or does not fit this code's config.
     """
     content = read_checkpoint(path, device)
-    try:
-        model = Vist2(Config(**content["config"]))
-        model.load_state_dict(content["model"])
-        info = content["info"]
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} does not fit this code's config: {reason}") from None
-    return model.to(device).eval(), info
+    return restore(content, path).to(device).eval(), content["info"]

@@ -32,16 +32,21 @@ def test_the_default_corpus_is_split_by_file_and_needs_no_download():
     )
 
 
-def test_a_lone_file_and_a_folder_are_split(tmp_path, small_file):
+def test_a_lone_file_a_small_and_a_large_folder_are_split(tmp_path, small_file):
     lone = load_corpus(str(small_file), 64)
     assert len(lone.train.lengths) == 19 and len(lone.held_out.lengths) == 1
-    folder = tmp_path / "folder"
-    (folder / "inner").mkdir(parents=True)
-    for name in ("one", "inner/two", ".hidden"):
-        (folder / name).write_bytes(name.encode() * 100)
-    corpus = load_corpus(str(folder), 64)
-    texts = bytes(corpus.train.bytes.tolist()) + bytes(corpus.held_out.bytes.tolist())
-    assert b"one" in texts and b"inner/two" in texts and b"hidden" not in texts
+    for count in (3, 40):
+        folder = tmp_path / str(count)
+        (folder / "inner").mkdir(parents=True)
+        (folder / ".hidden").write_bytes(b"hidden" * 1000)
+        for i in range(count):  # of very different lengths
+            (folder / "inner" / f"{i}").write_bytes(bytes([i]) * (600 if i else 20_000))
+        corpus = load_corpus(str(folder), 64)
+        size = len(corpus.train.bytes) + len(corpus.held_out.bytes)
+        assert 0.04 < len(corpus.held_out.bytes) / size < 0.15
+        assert ord("h") not in corpus.train.bytes and ord("h") not in corpus.held_out.bytes
+        if count == 40:
+            assert not set(corpus.train.bytes.tolist()) & set(corpus.held_out.bytes.tolist())
 
 
 @pytest.mark.parametrize(

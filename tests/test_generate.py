@@ -32,9 +32,8 @@ def test_cached_equals_uncached_and_holds_not_an_entry_more(model, history, prom
     for t in range(prompt, 7 * n):
         torch.testing.assert_close(logits, uncached[:, t], atol=1e-4, rtol=1e-4)
         assert session.cache_entries == entries(history, prompt, t)
-        assert (
-            session.cache_bytes == session.cache_entries * 2 * 2 * 2 * 2 * 16 * 4
-        )  # batch, k v, layers, ..
+        entry = 2 * 2 * 2 * 16 * 4  # keys and values, layers, heads, head width, bytes of a float
+        assert session.cache_bytes == 2 * session.cache_entries * entry
         logits = session.step(line[:, t])
 
 
@@ -50,19 +49,23 @@ def test_reading_in_a_session_equals_the_training_pair(model):
 
 
 @pytest.mark.parametrize("history", HISTORIES)
-def test_past_its_capacity_a_session_equals_a_fresh_prefill_of_the_newer_half(model, history):
+def test_past_its_capacity_a_session_equals_a_fresh_prefill_of_what_it_holds(model, history):
+    capacity, prompt = 4 * n, 3 * n + 3
     text = torch.randint(256, (1, 9 * n))
-    session = Session(model, 1, history, capacity=4 * n)
-    session.prefill(text[:, : 2 * n + 3])
-    buffer = session.cache.data_ptr()
-    for t in range(2 * n + 3, 9 * n):
+    session = Session(model, 1, history, capacity)
+    session.prefill(text[:, :prompt])
+    buffer, begin, prompt_chunks = session.cache.data_ptr(), 0, 3
+    for t in range(prompt, 9 * n):
         logits = session.step(text[:, t])
-        if t + 1 == 4 * n:  # two of four chunks are dropped; of "prompt" no sketch is left
-            fresh = Session(model, 1, {"prompt": "full"}.get(history, history), capacity=4 * n)
-            torch.testing.assert_close(logits, fresh.prefill(text[:, 2 * n : 4 * n]))
-            assert session.cache_entries == fresh.cache_entries
-        assert session.count < session.capacity
-    assert session.cache.data_ptr() == buffer  # made once
+        if t + 1 - begin == capacity:  # the oldest two of four chunks go
+            begin, prompt_chunks = begin + 2 * n, max(0, prompt_chunks - 2)
+        held = text[:, begin : t + 1]
+        padded = torch.cat([held, torch.zeros(1, n - held.shape[1] % n, dtype=torch.long)], 1)
+        uncached = model(padded.view(1, -1, n), history=history, prompt_chunks=prompt_chunks)
+        expected = uncached.flatten(1, 2)[:, held.shape[1]]
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+        assert session.cache_entries == entries(history, prompt_chunks * n, held.shape[1])
+    assert begin == 6 * n and session.cache.data_ptr() == buffer  # the buffer is made once
 
 
 def test_a_longer_prompt_is_cut_from_the_left_by_whole_chunks():
@@ -183,26 +186,16 @@ def test_a_terminal_never_gets_a_control_character(monkeypatch):
     assert terminal.getvalue() == "a^[[2J^G^?\tb\né€<9b>\ufffd\ufffd\n"
 
 
-def test_samples_and_stats(checkpoint, capsys, monkeypatch):
-    out = piped(
-        monkeypatch,
-        [
-            "--checkpoint",
-            checkpoint,
-            "--prompt",
-            "x" * 30,
-            "--samples",
-            "2",
-            "--max-new-bytes",
-            "9",
-            "--stats",
-        ],
-    )
-    assert out.count(b"--- sample") == 2
-    assert "cache: 15 entries" in (
-        said := capsys.readouterr().err
-    )  # 2 chunks of 4, START, 6 bytes fed
-    assert "for 38 bytes of text; full text would hold 39 entries" in said
+def test_samples_equal_separate_runs_and_stats_count_the_cache(checkpoint, capsys, monkeypatch):
+    arguments = ["--checkpoint", checkpoint, "--prompt", "x" * 30, "--max-new-bytes", "9"]
+    both = piped(monkeypatch, [*arguments, "--samples", "2", "--seed", "4", "--stats"])
+    one, two = (piped(monkeypatch, [*arguments, "--seed", seed]) for seed in ("4", "5"))
+    assert both == b"--- sample 0\n" + one + b"\n--- sample 1\n" + two + b"\n"
+    said = capsys.readouterr().err
+    assert "15 entries, 4 KiB, for the 38 bytes" in said  # 2 chunks of 4 tokens, START, 6 bytes
+    assert "as full text 39 entries, 10 KiB" in said
+    none = piped(monkeypatch, [*arguments, "--samples", "2", "--max-new-bytes", "0", "--stats"])
+    assert none == b"--- sample 0\n\n--- sample 1\n\n"
 
 
 def test_read_prints_chunk_beside_chunk_with_its_accuracy(checkpoint, tmp_path, capsys):
@@ -225,6 +218,8 @@ def test_read_prints_chunk_beside_chunk_with_its_accuracy(checkpoint, tmp_path, 
         (["--checkpoint", "short.pt"], "damaged or not a checkpoint"),
         (["--checkpoint", "foreign.pt"], "damaged or not a checkpoint"),
         (["--checkpoint", "text.pt"], "damaged or not a checkpoint"),
+        (["--checkpoint", "empty.pt"], "damaged or not a checkpoint"),
+        (["--checkpoint", "none.pt"], "trained under history 'none', which cannot write"),
         (["--checkpoint", "misfit.pt"], "does not fit this code's config"),
         (["--checkpoint", "unknown.pt"], "does not fit this code's config"),
         (["--temperature", "-0.5"], "temperature is -0.5"),
@@ -232,7 +227,7 @@ def test_read_prints_chunk_beside_chunk_with_its_accuracy(checkpoint, tmp_path, 
         (["--max-new-bytes", "-1"], "length is -1"),
         (["--top-k", "0"], "top-k is 0"),
         (["--samples", "0"], "--samples is 0"),
-        (["--history-chunks", "1"], "capacity is 16"),
+        (["--history-chunks", "1"], "--history-chunks is 1"),
         (["--device", "tpu"], "device 'tpu' is not there"),
         (["--device", "cuda"], "device 'cuda' is not there"),
         (["--read", "missing"], "No such file"),
@@ -249,7 +244,9 @@ def test_bad_input_gets_one_clear_line(checkpoint, tmp_path, monkeypatch, argume
     (tmp_path / "short.pt").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.pt").write_bytes(b"no checkpoint")
     (tmp_path / "tiny").write_bytes(b"x")
+    (tmp_path / "empty.pt").touch()
     torch.save({"weights": 1}, tmp_path / "foreign.pt")
+    torch.save(content | {"info": {"history": "none"}}, tmp_path / "none.pt")
     torch.save(content | {"config": content["config"] | {"layers": 3}}, tmp_path / "misfit.pt")
     torch.save(content | {"config": content["config"] | {"colour": 3}}, tmp_path / "unknown.pt")
     if not {"--read", "--prompt-file"} & set(arguments):

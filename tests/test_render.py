@@ -41,12 +41,9 @@ def test_leading_axes_and_device_are_respected():
     sketches = render.render(chunks, (16, 4))
     assert sketches.shape == (3, 5, 64, 64)
     assert torch.equal(sketches[2, 4], render.render(chunks[2, 4], (16, 4)))
-    assert render.render(chunks[..., :4], (16, 4)).shape == (
-        3,
-        5,
-        16,
-        16,
-    )  # one patch, a narrower page
+    assert render.render(chunks.long().to("meta"), (16, 4)).device.type == "meta"
+    # fewer than four patches make a narrower page
+    assert render.render(chunks[..., :4], (16, 4)).shape == (3, 5, 16, 16)
     assert render.render(chunks[..., :12], (16, 4)).shape == (3, 5, 16, 48)
 
 
@@ -77,6 +74,8 @@ def test_command_line_draws_any_bytes(tmp_path, capsys):
         (["missing"], "No such file"),
         (["empty"], "at least one byte"),
         (["some", "--chunk", "63"], "chunk 63 does not divide"),
+        (["some", "--chunk", "0"], "chunk 0 does not divide"),
+        (["some", "--chunk", "-64"], "chunk -64 does not divide"),
         (["some", "--out", "no/where.png"], "No such file"),
         (["some", "--out", "sketch.nothing"], "unknown file extension"),
         (["some", "--cell", "9x9"], None),

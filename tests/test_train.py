@@ -1,5 +1,7 @@
 import json
 import signal
+from itertools import accumulate
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from conftest import make_model, piped
 import generate
 import train
 from data import load_corpus
-from vist2 import PRESETS, Config, read_checkpoint
+from vist2 import Config, read_checkpoint
 
 STAGES = len(train.CURRICULUM)
 
@@ -76,22 +78,22 @@ def assert_same(left, right, path=""):
 def test_a_run_stopped_in_each_stage_and_resumed_equals_the_unbroken_run(
     start, monkeypatch, capsys
 ):
-    whole = start("whole")
-    bounds = [sum(s.steps for s in train.stages("sketch", 12)[:k]) for k in range(1, STAGES)]
-    arguments = []
-    for step in sorted(
-        {max(1, bound) for bound in bounds}
-    ):  # the last step of a stage, then of the next ..
+    whole, done = start("whole", "--steps", "24"), 0
+    table = train.stages("sketch", 24)
+    ends = list(accumulate(stage.steps for stage in table))
+    for stage, end in zip(table, ends, strict=True):
+        stop = end - stage.steps // 2  # in the middle; of a single step, within it
         with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
-            done = log_of(whole.parent / "parts")[-1]["step"] if arguments else 0
-            interrupt_at(patch, step - done)
-            start("parts", *arguments)
+            interrupt_at(patch, stop - done)
+            start("parts", "--steps", "24", *["--resume"] * (done > 0))
         assert stopped.value.code == 130 and "--resume goes on" in capsys.readouterr().err
-        arguments = ["--resume"]
-    parts = start("parts", "--resume")
+        assert read_checkpoint(whole.parent / "parts" / "model.pt")["info"]["step"] == stop
+        assert stop < ends[-1]
+        done = stop
+    parts = start("parts", "--steps", "24", "--resume")
     assert_same(read_checkpoint(whole / "model.pt"), read_checkpoint(parts / "model.pt"))
     assert log_of(whole) == log_of(parts)
-    assert [line["step"] for line in log_of(parts)] == list(range(1, len(log_of(parts)) + 1))
+    assert [line["step"] for line in log_of(parts)] == list(range(1, ends[-1] + 1))
 
 
 def test_a_killed_run_resumes_from_its_last_checkpoint_without_a_line_twice(start, monkeypatch):
@@ -203,9 +205,9 @@ def test_muon_takes_the_matrices_inside_blocks_and_adamw_the_rest():
 
 def test_a_few_steps_lower_every_loss(start):
     log = log_of(start("run", "--steps", "60"))
-    for task in ("language", "reading"):
+    for task in ("reading", "text", *train.PARTS):
         losses = [line[task] for line in log if task in line]
-        assert sum(losses[-5:]) / 5 < 8 - 1
+        assert losses[0] > 5 and sum(losses[-3:]) / 3 < losses[0] - 1, task
 
 
 def test_evaluation_is_by_hand_the_mean_over_held_out_bytes(small_file):
@@ -234,18 +236,19 @@ def test_bf16_and_compile_run_and_stay_close(start, monkeypatch):
     )
     assert compiled
     for line, reference in zip(rough, exact, strict=True):
-        for task in ("reading", "text", "whole"):
-            assert line.get(task, 0) == pytest.approx(reference.get(task, 0), rel=0.02)
+        assert line.keys() == reference.keys()
+        for task in line.keys() & {"reading", "text", *train.PARTS}:
+            assert line[task] == pytest.approx(reference[task], rel=0.02)
 
 
 def test_batches_go_to_a_gpu_through_pinned_memory(monkeypatch):
     """The calls, not the memory: a machine without CUDA has none to pin."""
-    pinned = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(1) or self)
-    batch = [torch.arange(3), torch.ones(2)]
-    moved = train.to_device(batch, torch.device("cpu"))
-    assert len(pinned) == 2 and all(torch.equal(a, b) for a, b in zip(batch, moved))
+    calls = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: calls.append("pin") or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda *a, **more: calls.append((a[1].type, more)))
+    train.to_device([torch.arange(3)], torch.device("cuda"))
+    train.to_device([torch.arange(3)], torch.device("mps"))
+    assert calls == ["pin", ("cuda", {"non_blocking": True}), ("mps", {})]
 
 
 def test_the_whole_command_line_path(start, capsys, monkeypatch, small_file):
@@ -274,6 +277,8 @@ def test_the_whole_command_line_path(start, capsys, monkeypatch, small_file):
 BAD_INPUT = [
     (["--data", "missing"], "missing is not there"),
     (["--data", "empty"], "too short"),
+    (["--data", "short"], "expected 20 files of at least one training window, 64 bytes"),
+    (["--data", "forbidden"], "Permission denied: 'forbidden'"),
     (["--chunk", "17"], "chunk 17 does not divide"),
     (["--preset", "huge"], "preset 'huge'"),
     (["--preset", "8B"], "preset '8B' cannot be trained here, expected one of tiny, small"),
@@ -285,9 +290,12 @@ BAD_INPUT = [
     (["--batch-bytes", "0"], "--batch-bytes is 0"),
     (["--out", "a file"], "File exists"),
     (["--resume"], "expected a checkpoint"),
-    (["--out", "done", "--resume", "--cell", "8x4"], "config was"),
     (["--out", "done"], "is there already"),
     (["--out", "damaged", "--resume"], "damaged or not a checkpoint"),
+    (["--out", "nothing", "--resume"], "damaged or not a checkpoint"),
+    (["--out", "other code", "--resume"], "does not fit this code"),
+    (["--out", "no settings", "--resume"], "chunk was None, now it is 16"),
+    (["--out", "done", "--resume", "--cell", "8x4"], "cell was (16, 4), now it is (8, 4)"),
     (["--out", "done", "--resume", "--data", "new"], "data was"),
     (["--out", "done", "--resume", "--lr", "0.1"], "lr was 0.005, now it is 0.1"),
     (["--history", "some"], "invalid choice: 'some'"),
@@ -297,13 +305,33 @@ BAD_INPUT = [
 
 def test_bad_input_gets_one_clear_line_and_nothing_is_lost(start, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty").touch()
-    (tmp_path / "a file").touch()
+    for name, content in (
+        ("empty", b""),
+        ("a file", b""),
+        ("short", b"x" * 999),
+        ("forbidden", b"x"),
+    ):
+        (tmp_path / name).write_bytes(content)
     (tmp_path / "new").write_bytes(bytes(range(256)) * 20)
-    done = start("done", "--steps", "5")
-    (tmp_path / "damaged").mkdir()
-    (tmp_path / "damaged" / "model.pt").write_bytes((done / "model.pt").read_bytes()[:5000])
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    done = (start("done", "--steps", "5") / "model.pt").read_bytes()
+    content = read_checkpoint(tmp_path / "done" / "model.pt")
+    for name in ("damaged", "nothing", "other code", "no settings"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "damaged" / "model.pt").write_bytes(done[: len(done) // 2])
+    (tmp_path / "nothing" / "model.pt").touch()
+    torch.save(content | {"model": {}}, tmp_path / "other code" / "model.pt")
+    del content["settings"]
+    torch.save(content, tmp_path / "no settings" / "model.pt")
+    read_bytes = Path.read_bytes
+
+    def guarded(path):
+        if path.name == "forbidden":  # a test may run as root, whom no file mode stops
+            raise PermissionError(13, "Permission denied", path.name)
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", guarded)
+    everything = [p for p in tmp_path.rglob("*") if p.is_file() and p.name != "forbidden"]
+    before = {path: read_bytes(path) for path in everything}
     for arguments, said in BAD_INPUT:
         capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:
@@ -312,6 +340,15 @@ def test_bad_input_gets_one_clear_line_and_nothing_is_lost(start, tmp_path, monk
             assert said in capsys.readouterr().err
         else:
             assert said in stopped.value.code and "\n" not in stopped.value.code
-        assert {
-            path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()
-        } == before
+        assert {path: read_bytes(path) for path in before} == before
+        assert not (tmp_path / "new run" / "model.pt").exists()
+
+
+def test_an_early_end_says_truly_whether_anything_was_saved(start, monkeypatch, capsys):
+    def broken(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "load_corpus", broken)
+    with pytest.raises(SystemExit):
+        start("run")
+    assert "no checkpoint had been saved yet" in capsys.readouterr().err
