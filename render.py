@@ -35,8 +35,8 @@ def check_cell(cell: tuple[int, int]) -> None:
         raise ValueError(f"cell {cell!r} is unknown, expected one of {known} (height x width)")
 
 
-@torch.compiler.assume_constant_result  # torch.compile need not look into Pillow
 @functools.lru_cache
+@torch.compiler.assume_constant_result  # torch.compile need not look into Pillow
 def glyphs(cell: tuple[int, int]) -> torch.Tensor:
     """All 256 bitmaps: (256, h, w) float32 in [0, 1], 1 is ink. Do not write to the result.
 

@@ -61,7 +61,7 @@ CURRICULUM = (
     Stage("reading",        450, 1,       0,    0,         0,       0),  # 1: read sketches (OCR)
     Stage("short chunks",  1200, 1/8,     1/2,  1/4,       1/4,     0),  # 2: optical language
     Stage("growing",       1400, 1/8,     1/4,  0,         1/2,     1/4),
-    Stage("whole chunks",  2400, 1/8,     0,    0,         1/4,     3/4),
+    Stage("whole chunks",  2400, 1/8,     0,    0,         0,       1),
     #                                                                    # 3: instructions: to come
 )
 # fmt: on

@@ -192,8 +192,8 @@ def test_samples_equal_separate_runs_and_stats_count_the_cache(checkpoint, capsy
     one, two = (piped(monkeypatch, [*arguments, "--seed", seed]) for seed in ("4", "5"))
     assert both == b"--- sample 0\n" + one + b"\n--- sample 1\n" + two + b"\n"
     said = capsys.readouterr().err
-    assert "15 entries, 4 KiB, for the 38 bytes" in said  # 2 chunks of 4 tokens, START, 6 bytes
-    assert "as full text 39 entries, 10 KiB" in said
+    assert "15 entries, 8 KiB, for the 38 bytes" in said  # 2 chunks of 4 tokens, START, 6 bytes
+    assert "as full text 39 entries, 20 KiB" in said
     none = piped(monkeypatch, [*arguments, "--samples", "2", "--max-new-bytes", "0", "--stats"])
     assert none == b"--- sample 0\n\n--- sample 1\n\n"
 
