@@ -1,4 +1,5 @@
 import math
+import os
 
 import pytest
 import torch
@@ -270,6 +271,19 @@ def test_a_checkpoint_gives_the_same_model_back(model, tmp_path):
     again, loaded = load_checkpoint(tmp_path / "model.pt")
     assert loaded == info and again.config == model.config
     assert torch.equal(again(text := random_text()), model(text))
+
+
+def test_a_kill_while_saving_leaves_the_old_checkpoint_whole(model, tmp_path, monkeypatch):
+    path = tmp_path / "model.pt"
+    save_checkpoint(path, model, {"step": 1})
+
+    def killed(*arguments):
+        raise SystemExit
+
+    monkeypatch.setattr(os, "replace", killed)  # the new one is written, not yet in its place
+    with pytest.raises(SystemExit):
+        save_checkpoint(path, model, {"step": 2})
+    assert load_checkpoint(path)[1] == {"step": 1}
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(model, tmp_path, monkeypatch):
