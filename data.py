@@ -1,7 +1,7 @@
 """Text to learn from: a corpus that needs no download, and the batches of each task.
 
 The default corpus is the Python standard library's own sources and its language reference, about
-8 MB of code and English on every machine that can run this project. A batch is a function of
+9 MB of code and English on every machine that can run this project. A batch is a function of
 the seed, the task and a running number: so a resumed run sees what an unbroken one does.
 """
 

@@ -175,7 +175,8 @@ def pick(logits: torch.Tensor, temperature: float, top_k: int | None, generators
     """The next byte of each row of (B, 256) logits: the likeliest at temperature 0, or drawn."""
     if temperature == 0:
         return logits.argmax(-1)
-    logits = logits.float().cpu() / temperature
+    logits = logits.double().cpu()
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # stays finite near zero
     if top_k:
         least = logits.topk(min(top_k, BYTES)).values[:, -1:]
         logits = logits.masked_fill(logits < least, float("-inf"))
@@ -318,6 +319,12 @@ def print_reading(model: Vist2, text: bytes) -> None:
     )
 
 
+def exit_if_out_of_memory(program: str, setting: str, error: RuntimeError) -> None:
+    """Torch has no one exception for all devices: the CPU's is a plain RuntimeError."""
+    if "memory" in str(error):
+        sys.exit(f"{program}: not enough memory, try a smaller {setting}")
+
+
 def find_device(name: str) -> torch.device:
     """'auto' takes CUDA, then Apple's MPS, then the CPU. Raises ValueError if it is not there."""
     there = {
@@ -336,7 +343,6 @@ def find_device(name: str) -> torch.device:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Continue a text with a trained model, or let it read a file's sketches.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     what = parser.add_argument_group("what to do (without any of these: continue standard input)")
     what = what.add_mutually_exclusive_group()
@@ -347,17 +353,29 @@ def main(argv: list[str] | None = None) -> None:
     what.add_argument(
         "--read", metavar="FILE", help="print what the model reads from a file's sketches"
     )
-    parser.add_argument("--checkpoint", default=CHECKPOINT, help="what train.py wrote")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument("--max-new-bytes", type=int, default=512, help="length of a continuation")
     parser.add_argument(
-        "--temperature", type=float, default=0.8, help="0 takes the likeliest byte"
+        "--checkpoint", default=CHECKPOINT, help="what train.py wrote (%(default)s)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (%(default)s)")
+    parser.add_argument(
+        "--max-new-bytes", type=int, default=512, help="length of a continuation (%(default)s)"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, help="0 takes the likeliest byte (%(default)s)"
     )
     parser.add_argument("--top-k", type=int, help="sample among the k likeliest bytes only")
-    parser.add_argument("--seed", type=int, default=0, help="sample i uses seed + i")
-    parser.add_argument("--samples", type=int, default=1, help="continuations after one prefill")
-    parser.add_argument("--history", choices=WRITABLE, help="default: as it was trained")
-    parser.add_argument("--history-chunks", type=int, help="how far back; default: as in training")
+    parser.add_argument("--seed", type=int, default=0, help="sample i uses seed + i (%(default)s)")
+    parser.add_argument(
+        "--samples", type=int, default=1, help="continuations after one prefill (%(default)s)"
+    )
+    parser.add_argument(
+        "--history",
+        choices=WRITABLE,
+        help="what becomes a sketch: all, nothing, or the prompt only; default: as in training",
+    )
+    parser.add_argument(
+        "--history-chunks", type=int, help="how far back, 2 or more; default: as in training"
+    )
     parser.add_argument(
         "--stats", action="store_true", help="print what the cache holds, and speed"
     )
@@ -366,14 +384,19 @@ def main(argv: list[str] | None = None) -> None:
         run(args)
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError, torch.OutOfMemoryError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"generate.py: {error}")
+    except RuntimeError as error:
+        exit_if_out_of_memory("generate.py", "--samples or --history-chunks", error)
+        raise
     except KeyboardInterrupt:
         sys.exit(130)
 
 
 def run(args: argparse.Namespace) -> None:
     check(args.max_new_bytes, args.temperature, args.top_k)
+    if not 0 <= args.seed < 2**63:
+        raise ValueError(f"--seed is {args.seed}, expected 0 to 2**63 - 1")
     if args.samples < 1:
         raise ValueError(f"--samples is {args.samples}, expected 1 or more")
     model, info = load_checkpoint(args.checkpoint, find_device(args.device))
@@ -439,8 +462,8 @@ def run(args: argparse.Namespace) -> None:
         size = session.cache_bytes / args.samples / 1024
         speed = (len(clock) - 1) * args.samples / max(clock[-1] - clock[0], 1e-9)
         print(
-            f"cache of a text: {entries} entries, {size:.0f} KiB, for the {session.count} bytes "
-            f"it holds; as full text {full} entries, {size * full / entries:.0f} KiB\n"
+            f"\ncache of each text: {entries} entries, {size:.0f} KiB, for the {session.count} "
+            f"bytes it holds; as full text {full} entries, {size * full / entries:.0f} KiB\n"
             f"first byte after {1000 * (clock[0] - began):.0f} ms, then {speed:.0f} bytes/s",
             file=sys.stderr,
         )

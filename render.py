@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 from PIL import Image, ImageDraw, ImageFont
 
@@ -86,8 +87,12 @@ def render(chunks: torch.Tensor, cell: tuple[int, int]) -> torch.Tensor:
     Works on the device that the chunks are on. W is 64 pixels, less for fewer than four patches.
     """
     width = min(PAGE, PATCH * patches_per_chunk(chunks.shape[-1], cell))
-    pixels = glyphs(cell).to(chunks.device)[chunks.long()]  # (..., n, h, w)
-    return rearrange(pixels, "... (row col) h w -> ... (row h) (col w)", col=width // cell[1])
+    h, w = cell
+    table = glyphs(cell).flatten(1).to(chunks.device)  # (256, h w)
+    pixels = F.embedding(chunks.long(), table)  # (..., n, h w); faster than indexing
+    return rearrange(
+        pixels, "... (row col) (h w) -> ... (row h) (col w)", col=width // w, h=h, w=w
+    )
 
 
 def parse_cell(text: str) -> tuple[int, int]:
@@ -109,7 +114,7 @@ def contact_sheet(text: bytes, cell: tuple[int, int], chunk: int, columns: int =
     patches_per_chunk(chunk, cell)  # raises ValueError before anything is drawn
     text += b" " * (-len(text) % chunk)
     sketches = render(torch.tensor(list(text)).view(-1, chunk), cell)  # (N, H, W)
-    sketches = torch.nn.functional.pad(1 - sketches, (2, 2, 2, 2), value=1.0)
+    sketches = F.pad(1 - sketches, (2, 2, 2, 2), value=1.0)
     sketches[:, 0], sketches[:, -1], sketches[:, :, 0], sketches[:, :, -1] = 0.7, 0.7, 0.7, 0.7
     blank = torch.ones(-len(sketches) % columns, *sketches.shape[1:])
     page = rearrange(torch.cat([sketches, blank]), "(r c) H W -> (r H) (c W)", c=columns)
@@ -120,13 +125,16 @@ def contact_sheet(text: bytes, cell: tuple[int, int], chunk: int, columns: int =
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Draw a text as the model sees its past: one framed sketch a chunk.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("file", help="any file, or - for standard input")
-    parser.add_argument("--out", default="sketch.png", help="where the picture goes")
-    parser.add_argument("--cell", type=parse_cell, default="16x4", help="16x8, 16x4, 8x4 or 4x4")
-    parser.add_argument("--chunk", type=int, default=64, help="bytes in one sketch")
-    parser.add_argument("--limit", type=int, default=64, help="draw at most so many chunks")
+    parser.add_argument("--out", default="sketch.png", help="where the picture goes (%(default)s)")
+    parser.add_argument(
+        "--cell", type=parse_cell, default="16x4", help="16x8, 16x4, 8x4 or 4x4 (%(default)s)"
+    )
+    parser.add_argument("--chunk", type=int, default=64, help="bytes in one sketch (%(default)s)")
+    parser.add_argument(
+        "--limit", type=int, default=64, help="draw at most so many chunks (%(default)s)"
+    )
     args = parser.parse_args(argv)
     try:
         text = read_bytes(args.file)

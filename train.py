@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from data import Corpus, Text, generator, language_batch, load_corpus, reading_batch
-from generate import find_device, generate, printable, read_back
+from generate import exit_if_out_of_memory, find_device, generate, printable, read_back
 from render import parse_cell
 from vist2 import Config, Vist2, loss, read_checkpoint, restore, save_checkpoint
 
@@ -191,6 +191,7 @@ def evaluate(
 def report(model: Vist2, corpus: Corpus, info: dict) -> None:
     """What a person wants to see at the end."""
     history, n = info["history"], model.config.chunk
+    print("evaluating on all held-out files ...", flush=True)
     print(
         f"\nheld-out files of {corpus.name} (digest {corpus.digest}), history {history}, "
         f"{info['step']} steps"
@@ -382,20 +383,22 @@ def held_interrupts():
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Train VIST2, or a reference, through the curriculum.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     model = parser.add_argument_group("model")
-    model.add_argument("--preset", default="tiny", help=", ".join(DEFAULTS))
+    model.add_argument("--preset", default="tiny", help=f"{', '.join(DEFAULTS)} (%(default)s)")
     model.add_argument(
         "--history",
         default="sketch",
         choices=("sketch", "full", "none"),
-        help="what the model sees of finished chunks",
+        help="what the model sees of finished chunks (%(default)s)",
     )
     model.add_argument(
-        "--cell", type=parse_cell, default="16x4", help="pixels of a byte: the ratio's dial"
+        "--cell",
+        type=parse_cell,
+        default="16x4",
+        help="pixels of a byte, the ratio's dial: 16x8, 16x4, 8x4, 4x4 (%(default)s)",
     )
-    model.add_argument("--chunk", type=int, default=64, help="bytes in a chunk")
+    model.add_argument("--chunk", type=int, default=64, help="bytes in a chunk (%(default)s)")
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data", metavar="PATH", help="file or folder; default: Python's standard library"
@@ -412,15 +415,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     run.add_argument(
         "--lr", type=float, help="Muon's rate, AdamW takes 0.6 of it; default: the preset's"
     )
-    run.add_argument("--seed", type=int, default=0)
-    run.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    run.add_argument("--seed", type=int, default=0, help="of weights and batches (%(default)s)")
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (%(default)s)")
     run.add_argument(
         "--bf16",
         action=argparse.BooleanOptionalAction,
         help="autocast to bfloat16; default: on CUDA",
     )
     run.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile"
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="torch.compile; default: no",
     )
     return parser.parse_args(argv)
 
@@ -432,11 +438,13 @@ def main(argv: list[str] | None = None) -> None:
         run(args, out)
     except (ArithmeticError, OSError, ValueError) as error:
         sys.exit(f"train.py: {error}")
-    except torch.OutOfMemoryError as error:
-        sys.exit(f"train.py: not enough memory, try a smaller --batch-bytes: {str(error)[:80]}")
+    except RuntimeError as error:
+        exit_if_out_of_memory("train.py", "--batch-bytes", error)
+        raise
     except KeyboardInterrupt:
         print(
-            f"\ntrain.py: stopped; {standing(out)} (--resume goes on from there)", file=sys.stderr
+            f"\ntrain.py: stopped; {standing(out)} (the same command with --resume goes on)",
+            file=sys.stderr,
         )
         sys.exit(130)
 
@@ -453,6 +461,8 @@ def run(args: argparse.Namespace, out: Path) -> None:
         for name in DEFAULTS[args.preset]
         if getattr(args, name) is not None
     }
+    if not 0 <= args.seed < 2**63:
+        raise ValueError(f"--seed is {args.seed}, expected 0 to 2**63 - 1")
     for name, value in chosen.items():
         if not 0 < value < float("inf"):
             raise ValueError(f"--{name.replace('_', '-')} is {value}, expected more than 0")

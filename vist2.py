@@ -15,6 +15,10 @@ into m visual tokens, and from then on the decoder sees the chunk through these 
     decoder   START c0 c1 .. | s s s s | START c0 c1 .. | s s s s | START c0 ..
                  chunk 0      sketch 0     chunk 1       sketch 1    chunk 2
 
+The last line is the order of reading, in which nothing looks ahead. In the tensors all sketches
+come first and all text after them (see `places`). Nothing is frozen: the loss on later text trains
+the encoder through the sketch tokens.
+
 Dimensions, everywhere:
 
     B batch     N chunks          n bytes a chunk     m sketch tokens a chunk     T tokens
@@ -38,7 +42,7 @@ from einops import rearrange, repeat
 from render import PATCH, patches_per_chunk, render
 
 BYTES = 256  # a token is a byte, ids 0..255; what the model predicts
-START, READ = 256, 257  # openings, inputs only: write on, or transcribe the sketch just before
+START, READ = 256, 257  # openings, inputs only: write on, or transcribe the chunk before
 HISTORIES = ("sketch", "full", "prompt", "none")
 BLOCKS = 8  # of text in attention, see interleaved_attention
 
@@ -260,7 +264,9 @@ def places(N: int, n: int, m: int, S: int, device=None) -> tuple[torch.Tensor, t
     The order of the tokens is all sketches, then all text, T = S m + N n. Returns `ids` (3, T) for
     `visible`, with the rows chunk, kind (0 text, 1 sketch) and index within the kind, and
     `positions` (T,) for RoPE: input k of chunk i, of which 0 is the opening, stands at i n + k.
-    Text from chunk S on has no sketch to stand for it: it is one long chunk, S.
+    Text from chunk S on has no sketch to stand for it: it is one long chunk, S. So one rule serves
+    all histories of N = 4 chunks: "sketch" has S = 3, chunk 3 being the open one; "prompt" after a
+    prompt of two chunks S = 2, chunks 2 and 3 being one; "full" S = 0, one chunk of all text.
     """
     text, sketch = torch.arange(N * n, device=device), torch.arange(S * m, device=device)
     text_ids = torch.stack([(text // n).clamp(max=S), torch.zeros_like(text), text])
@@ -407,11 +413,12 @@ class Vist2(nn.Module):
             memory = (self.remember(text[:, :S]) if memory is None else memory[:, :S]).to(x.dtype)
             m = memory.shape[2]
             ids, positions = places(N, n, m, S, text.device)
+            blocks = math.gcd(N, BLOCKS) if S == N - 1 else 1  # one long chunk stays in one block
             attend = partial(
                 interleaved_attention,
                 ids=ids,
                 sketched=S * m,
-                blocks=math.gcd(N, BLOCKS) if S == N - 1 else 1,
+                blocks=blocks,
             )
             x = torch.cat([rearrange(memory, "B S m C -> B (S m) C"), x], dim=1)
             x = self.decoder(x, positions, [attend] * self.config.layers)[:, S * m :]
@@ -470,9 +477,8 @@ def read_checkpoint(path: str | Path, device="cpu") -> dict:
     try:
         content = torch.load(path, map_location=device, weights_only=True)
         known = content["format"] == FORMAT
-    except Exception as error:  # torch raises a dozen kinds, depending on where a file is broken
-        reason = " ".join(str(error).split())[:100] or type(error).__name__
-        raise ValueError(f"{path} is damaged or not a checkpoint: {reason}") from None
+    except Exception:  # torch raises a dozen kinds, depending on where a file is broken
+        raise ValueError(f"{path} is damaged or not a checkpoint of this project") from None
     if not known:
         raise ValueError(f"{path} is a {content['format']!r}, expected a {FORMAT!r}")
     return content

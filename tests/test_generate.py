@@ -90,7 +90,9 @@ def test_sampling_is_by_seed_and_stops_at_the_stop_byte(model):
     sample = lambda seed, **more: generate(model, b"x", 30, temperature=1.5, seed=seed, **more)
     assert sample(1) == sample(1) != sample(2)
     assert sample(1, stop=sample(1)[10]) == sample(1)[: sample(1).index(sample(1)[10])]
-    assert generate(model, b"x", 30, temperature=1.5, top_k=1) == generate(model, b"x", 30)
+    greedy = generate(model, b"x", 30)
+    assert generate(model, b"x", 30, temperature=1.5, top_k=1) == greedy
+    assert generate(model, b"x", 30, temperature=1e-300) == greedy
 
 
 def test_samples_of_one_prefill_equal_separate_runs(model):
@@ -227,6 +229,8 @@ def test_read_prints_chunk_beside_chunk_with_its_accuracy(checkpoint, tmp_path, 
         (["--max-new-bytes", "-1"], "length is -1"),
         (["--top-k", "0"], "top-k is 0"),
         (["--samples", "0"], "--samples is 0"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--samples", str(10**11)], "not enough memory, try a smaller --samples"),
         (["--history-chunks", "1"], "--history-chunks is 1"),
         (["--device", "tpu"], "device 'tpu' is not there"),
         (["--device", "cuda"], "device 'cuda' is not there"),

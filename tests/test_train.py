@@ -288,6 +288,7 @@ BAD_INPUT = [
     (["--lr", "-1"], "--lr is -1"),
     (["--lr", "nan"], "--lr is nan"),
     (["--batch-bytes", "0"], "--batch-bytes is 0"),
+    (["--seed", str(2**70)], "--seed is 11"),
     (["--out", "a file"], "File exists"),
     (["--resume"], "expected a checkpoint"),
     (["--out", "done"], "is there already"),
