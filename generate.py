@@ -70,7 +70,7 @@ class Session:
             device=weight.device,
         )
         self.text = torch.zeros(batch, capacity, dtype=torch.long, device=weight.device)
-        self.count = self.sketched = self.entries = self.mark = 0  # bytes, chunks, entries held
+        self.count = self.sketched = self.entries = 0  # bytes, chunks as sketches, entries held
 
     @property
     def cache_entries(self) -> int:
@@ -82,7 +82,7 @@ class Session:
         """Bytes of keys and values held, over all layers and the batch."""
         return self.cache[..., : self.entries, :].numel() * self.cache.element_size()
 
-    def attend(self, layer, q, k, v):
+    def attend(self, layer, mask, q, k, v):
         """Append keys and values to the cache of a layer, and attend to all that it holds.
 
         What the buffer holds is in reading order, and a finished chunk's bytes are gone: what the
@@ -91,8 +91,6 @@ class Session:
         old, new = self.entries, self.entries + q.shape[2]
         keys, values = self.cache[:, layer]
         keys[:, :, old:new], values[:, :, old:new] = k, v
-        # `is_causal` would align the mask to the top left; these queries are the last rows
-        mask = torch.ones(new - old, new, dtype=torch.bool, device=q.device).tril(old)
         return F.scaled_dot_product_attention(
             q, keys[:, :, :new], values[:, :, :new], attn_mask=mask, enable_gqa=True
         )
@@ -100,9 +98,12 @@ class Session:
     @torch.inference_mode()
     def _append(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Feed x (B, T, C): logits (B, 256) after its last token."""
-        attends = [partial(self.attend, layer) for layer in range(self.model.config.layers)]
+        old, new = self.entries, self.entries + x.shape[1]
+        # `is_causal` would align the mask to the top left; these queries are the last rows
+        mask = torch.ones(new - old, new, dtype=torch.bool, device=x.device).tril(old)
+        attends = [partial(self.attend, layer, mask) for layer in range(self.model.config.layers)]
         x = self.model.decoder(x, positions, attends)
-        self.entries += x.shape[1]
+        self.entries = new
         return self.model.decoder.head(x[:, -1])
 
     @torch.inference_mode()
@@ -111,7 +112,7 @@ class Session:
         config, (B, T) = self.model.config, text.shape
         n, m = config.chunk, config.chunk // config.ratio
         self.text[:, :T] = text
-        self.count, self.sketched, self.entries, self.mark = T, sketched, 0, sketched * m
+        self.count, self.sketched, self.entries = T, sketched, 0
         open_bytes = text[:, sketched * n :]
         first = torch.full((B, 1), opening, device=text.device)
         x = self.model.embed(torch.cat([first, open_bytes], dim=1))
@@ -155,9 +156,9 @@ class Session:
         finished = self.text[:, self.count - n : self.count]
         memory = self.model.remember(finished[:, None])[:, 0]  # (B, m, C)
         opening = self.model.embed(torch.full((len(new), 1), START, device=self.text.device))
-        positions = sketch_positions(place // n - 1, n, memory.shape[1])
-        self.entries = self.mark  # the chunk's text is gone
-        self.mark += memory.shape[1]
+        m = memory.shape[1]
+        positions = sketch_positions(place // n - 1, n, m)
+        self.entries = self.sketched * m  # back to the mark: the chunk's text is gone
         self.sketched += 1
         return self._append(torch.cat([memory, opening], dim=1), torch.cat([positions, place]))
 
@@ -167,7 +168,7 @@ class Session:
         session.cache[..., : self.entries, :] = self.cache[..., : self.entries, :]
         session.text[:] = self.text
         session.count, session.sketched = self.count, self.sketched
-        session.entries, session.mark = self.entries, self.mark
+        session.entries = self.entries
         return session
 
 
@@ -213,6 +214,12 @@ def check(max_new_bytes: int, temperature: float, top_k: int | None) -> None:
         raise ValueError(f"temperature is {temperature}, expected 0 (the likeliest byte) or more")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top-k is {top_k}, expected 1 or more")
+
+
+def check_seed(seed: int) -> None:
+    """Raises ValueError for a --seed that torch cannot take."""
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"--seed is {seed}, expected 0 to 2**63 - 1")
 
 
 def newest(prompt: bytes, capacity: int, n: int) -> bytes:
@@ -279,6 +286,11 @@ def printable(text: str) -> str:
     )
 
 
+def one_line(text: bytes) -> str:
+    """Printable, with newlines and tabs in caret form too."""
+    return printable(text.decode("utf-8", "replace").replace("\n", "^J").replace("\t", "^I"))
+
+
 class Out:
     """Standard output: raw bytes into a pipe, UTF-8 without control characters to a terminal."""
 
@@ -305,13 +317,7 @@ def print_reading(model: Vist2, text: bytes) -> None:
     read = read_back(model, text)
     for start in range(0, len(read), n):
         for label, side in (("text", text), ("read", read)):
-            line = (
-                side[start : start + n]
-                .decode("utf-8", "replace")
-                .replace("\t", "^I")
-                .replace("\n", "^J")
-            )
-            print(f"{label} |{printable(line)}|")
+            print(f"{label} |{one_line(side[start : start + n])}|")
     right = sum(a == b for a, b in zip(text, read))
     print(
         f"{right} of {len(read)} bytes right: {right / len(read):.4f}, free-running"
@@ -395,8 +401,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     check(args.max_new_bytes, args.temperature, args.top_k)
-    if not 0 <= args.seed < 2**63:
-        raise ValueError(f"--seed is {args.seed}, expected 0 to 2**63 - 1")
+    check_seed(args.seed)
     if args.samples < 1:
         raise ValueError(f"--samples is {args.samples}, expected 1 or more")
     model, info = load_checkpoint(args.checkpoint, find_device(args.device))

@@ -29,11 +29,15 @@ CELLS = ((16, 8), (16, 4), (8, 4), (4, 4))
 LEAST_DISTANCE = 0.2  # between any two glyphs of one cell (Euclidean, ink in 0..1)
 
 
+KNOWN_CELLS = ", ".join(f"{h}x{w}" for h, w in CELLS)
+
+
 def check_cell(cell: tuple[int, int]) -> None:
     """Raises ValueError for a cell that is not one of CELLS."""
     if tuple(cell) not in CELLS:
-        known = ", ".join(f"{h}x{w}" for h, w in CELLS)
-        raise ValueError(f"cell {cell!r} is unknown, expected one of {known} (height x width)")
+        raise ValueError(
+            f"cell {cell!r} is unknown, expected one of {KNOWN_CELLS} (height x width)"
+        )
 
 
 @functools.lru_cache
@@ -65,6 +69,11 @@ def glyphs(cell: tuple[int, int]) -> torch.Tensor:
     return torch.stack(bitmaps)
 
 
+def fills_page(m: int) -> bool:
+    """Whether m patches make a page: a row of up to four, or whole rows of four."""
+    return 1 <= m <= 4 or m > 4 and m % 4 == 0
+
+
 def patches_per_chunk(n: int, cell: tuple[int, int]) -> int:
     """m, the patches that n bytes fill: a row of up to four, or whole rows of four.
 
@@ -73,7 +82,7 @@ def patches_per_chunk(n: int, cell: tuple[int, int]) -> int:
     check_cell(cell)
     ratio = (PATCH // cell[0]) * (PATCH // cell[1])
     m = n // ratio
-    if n < 1 or n % ratio or (m > 4 and m % 4):
+    if n % ratio or not fills_page(m):
         raise ValueError(
             f"chunk {n} does not divide into patches: at cell {cell[0]}x{cell[1]} expected "
             f"{ratio}, {2 * ratio}, {3 * ratio} or a multiple of {4 * ratio} bytes"
@@ -100,8 +109,7 @@ def parse_cell(text: str) -> tuple[int, int]:
     for cell in CELLS:
         if text == f"{cell[0]}x{cell[1]}":
             return cell
-    known = ", ".join(f"{h}x{w}" for h, w in CELLS)
-    raise argparse.ArgumentTypeError(f"cell {text!r} is unknown, expected one of {known}")
+    raise argparse.ArgumentTypeError(f"cell {text!r} is unknown, expected one of {KNOWN_CELLS}")
 
 
 def read_bytes(path: str) -> bytes:

@@ -26,8 +26,16 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from data import Corpus, Text, generator, language_batch, load_corpus, reading_batch
-from generate import exit_if_out_of_memory, find_device, generate, printable, read_back
-from render import parse_cell
+from generate import (
+    check_seed,
+    exit_if_out_of_memory,
+    find_device,
+    generate,
+    one_line,
+    printable,
+    read_back,
+)
+from render import fills_page, parse_cell
 from vist2 import Config, Vist2, loss, read_checkpoint, restore, save_checkpoint
 
 
@@ -93,7 +101,7 @@ def chunk_of(part: float, config: Config) -> int:
     """A part of the config's chunk length: the longest up to it that makes pages of whole patches
     and divides the whole."""
     m = config.chunk // config.ratio
-    pages = [p for p in range(1, m + 1) if m % p == 0 and (p <= 4 or p % 4 == 0)]
+    pages = [p for p in range(1, m + 1) if m % p == 0 and fills_page(p)]
     return config.ratio * max(p for p in pages if p <= max(1, m * part))
 
 
@@ -125,10 +133,9 @@ def to_device(batch, device: torch.device):
 
 def make_optimizers(model: Vist2, lr: float) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al. 2024) for the matrices inside blocks, AdamW for all other weights."""
-    matrices = [p for name, p in model.named_parameters() if ".blocks." in name and p.ndim == 2]
-    others = [
-        p for name, p in model.named_parameters() if not (".blocks." in name and p.ndim == 2)
-    ]
+    matrices, others = [], []
+    for name, p in model.named_parameters():
+        (matrices if ".blocks." in name and p.ndim == 2 else others).append(p)
     return [
         torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=ADAMW_RATE * lr, betas=(0.9, 0.95), weight_decay=0.0),
@@ -202,8 +209,8 @@ def report(model: Vist2, corpus: Corpus, info: dict) -> None:
     window = bytes(corpus.held_out.windows()[0].tolist())
     if history == "sketch":
         print(
-            f"\na chunk       |{printable_line(window[:n])}|\n"
-            f"read from it  |{printable_line(read_back(model, window[:n]))}|"
+            f"\na chunk       |{one_line(window[:n])}|\n"
+            f"read from it  |{one_line(read_back(model, window[:n]))}|"
         )
     if history != "none":
         prompt = window[: len(window) // 2]
@@ -212,10 +219,6 @@ def report(model: Vist2, corpus: Corpus, info: dict) -> None:
             f"\nprompt: ...{printable(prompt[-2 * n :].decode('utf-8', 'replace'))}\n"
             f"--- continued, at temperature 0.8:\n{printable(written.decode('utf-8', 'replace'))}"
         )
-
-
-def printable_line(text: bytes) -> str:
-    return printable(text.decode("utf-8", "replace").replace("\n", "^J").replace("\t", "^I"))
 
 
 # ---------------------------------------------------------------------------------- the loop
@@ -461,8 +464,7 @@ def run(args: argparse.Namespace, out: Path) -> None:
         for name in DEFAULTS[args.preset]
         if getattr(args, name) is not None
     }
-    if not 0 <= args.seed < 2**63:
-        raise ValueError(f"--seed is {args.seed}, expected 0 to 2**63 - 1")
+    check_seed(args.seed)
     for name, value in chosen.items():
         if not 0 < value < float("inf"):
             raise ValueError(f"--{name.replace('_', '-')} is {value}, expected more than 0")
