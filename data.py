@@ -151,14 +151,17 @@ def language_batch(windows: torch.Tensor, chunk: int):
     return text, torch.full(text.shape[:2], START), torch.ones(text.shape)
 
 
-def reading_batch(text: Text, rows: int, chunk: int, rng: torch.Generator):
-    """Pairs of a chunk and READ with the same chunk; the loss is on the copy.
-
-    The first half of the rows is uniformly random bytes, which nobody can guess, the rest text.
-    """
+def spelling_batch(text: Text, rows: int, chunk: int, rng: torch.Generator):
+    """Single chunks for the encoder: the first half of the rows is uniformly random bytes, which
+    nobody can guess, the rest text."""
     noise = torch.randint(BYTES, (rows // 2, chunk), generator=rng)
-    first = torch.cat([noise, text.sample(rows - rows // 2, chunk, rng)])
-    pairs = torch.stack([first, first], dim=1)  # (rows, 2, chunk)
+    chunks = torch.cat([noise, text.sample(rows - rows // 2, chunk, rng)])[:, None]
+    return chunks, torch.full((rows, 1), START), torch.ones(chunks.shape)
+
+
+def reading_batch(text: Text, rows: int, chunk: int, rng: torch.Generator):
+    """Pairs of a chunk, as above, and READ with the same chunk; the loss is on the copy."""
+    pairs = spelling_batch(text, rows, chunk, rng)[0].repeat(1, 2, 1)  # (rows, 2, chunk)
     weights = torch.zeros(pairs.shape)
     weights[:, 1] = 1
     return pairs, torch.tensor([START, READ]).repeat(rows, 1), weights

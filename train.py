@@ -5,9 +5,10 @@
     python train.py --history full        a reference: sees all text, a plain GPT
     python train.py --resume              go on where a run stopped, bit for bit
 
-The language model forgets its eyes before it finds a use for them, unless three things hold: the
-history is learned when the model cannot do without it, so chunks begin at one patch and grow; a
-skill once learned stays in the mix; and every step mixes all tasks of its stage in one gradient.
+The language model forgets its eyes before it finds a use for them, unless four things hold:
+sketches speak the decoder's language of bytes (`Vist2.spell`); the history is learned when the
+model cannot do without it, so chunks begin at one patch and grow; a skill once learned stays in
+the mix; and every step mixes all tasks of its stage in one gradient.
 """
 
 import argparse
@@ -22,10 +23,17 @@ from itertools import accumulate
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import Corpus, Text, generator, language_batch, load_corpus, reading_batch
+from data import (
+    Corpus,
+    Text,
+    generator,
+    language_batch,
+    load_corpus,
+    reading_batch,
+    spelling_batch,
+)
 from generate import (
     check_seed,
     exit_if_out_of_memory,
@@ -36,20 +44,22 @@ from generate import (
     read_back,
 )
 from render import fills_page, parse_cell
-from vist2 import Config, Vist2, loss, read_checkpoint, restore, save_checkpoint
+from vist2 import Config, Vist2, byte_losses, loss, read_checkpoint, restore, save_checkpoint
 
 
 @dataclass(frozen=True)
 class Stage:
     """What fills a step, in parts of --batch-bytes, which are also the weights of the losses.
 
-    `reading` are pairs of a chunk and its copy. The others are language modelling: with all text
-    visible (`text`), or with sketches as the only past and chunks of a sixteenth, a quarter or the
-    whole of the config's chunk length. They are quarters, and add up to one or to nothing.
+    `spelling` are single chunks, for the encoder alone; `reading` are pairs of a chunk and its
+    copy. The others are language modelling: with all text visible (`text`), or with sketches as
+    the only past and chunks of a sixteenth, a quarter or the whole of the config's chunk length.
+    They are quarters, and add up to one or to nothing.
     """
 
     name: str
     steps: int  # in the default run
+    spelling: float
     reading: float
     text: float
     sixteenth: float
@@ -65,15 +75,17 @@ class Stage:
 PARTS = {"sixteenth": 1 / 16, "quarter": 1 / 4, "whole": 1}  # of the config's chunk length
 # fmt: off
 CURRICULUM = (
-    #     name            steps  reading  text  sixteenth  quarter  whole
-    Stage("reading",        450, 1,       0,    0,         0,       0),  # 1: read sketches (OCR)
-    Stage("short chunks",  1200, 1/8,     1/2,  1/4,       1/4,     0),  # 2: optical language
-    Stage("growing",       1400, 1/8,     1/4,  0,         1/2,     1/4),
-    Stage("whole chunks",  2400, 1/8,     0,    0,         0,       1),
+    #     name            steps  spelling  reading  text  sixteenth  quarter  whole
+    Stage("spelling",       300, 1,        0,       0,    0,         0,       0),  # 1: read
+    Stage("reading",        250, 0,        1,       0,    0,         0,       0),  #    sketches
+    Stage("short chunks",  1200, 0,        1/8,     1/2,  1/4,       1/4,     0),  # 2: optical
+    Stage("growing",       1400, 0,        1/8,     1/4,  0,         1/2,     1/4),  # language
+    Stage("whole chunks",  2400, 0,        1/8,     0,    0,         0,       1),
     #                                                                    # 3: instructions: to come
 )
 # fmt: on
 STEPS = sum(stage.steps for stage in CURRICULUM)
+SPELLING = 0.5  # weight of the loss on spelling, wherever sketches are made
 ADAMW_RATE = 0.6  # of Muon's
 # What a run of each preset takes if nothing is said; lr is Muon's.
 DEFAULTS = {
@@ -94,7 +106,7 @@ def stages(history: str, steps: int) -> list[Stage]:
     if history == "sketch":
         return scaled
     language = sum(stage.steps for stage in scaled if stage.language)
-    return [Stage("language", language, reading=0, text=0, sixteenth=0, quarter=0, whole=1)]
+    return [Stage("language", language, 0, 0, text=0, sixteenth=0, quarter=0, whole=1)]
 
 
 def chunk_of(part: float, config: Config) -> int:
@@ -110,10 +122,10 @@ def batches(
 ):
     """Yield (task, share, batch) for each task of a step. The windows of text depend on the seed
     and on `number`, which counts the steps with language modelling, and on nothing else."""
-    if stage.reading:
-        pairs = max(2, round(stage.reading * batch_bytes / (2 * config.chunk)))
-        rng = generator(seed, "reading", step)
-        yield "reading", stage.reading, reading_batch(text, pairs, config.chunk, rng)
+    if stage.spelling:
+        chunks = max(2, round(stage.spelling * batch_bytes / config.chunk))
+        rng = generator(seed, "spelling", step)
+        yield "spelling", stage.spelling, spelling_batch(text, chunks, config.chunk, rng)
     if stage.language:
         rows = 4 * max(1, round(batch_bytes / text.window / 4))  # the table's shares are quarters
         windows = text.sample(rows, text.window, generator(seed, "language", number))
@@ -122,6 +134,10 @@ def batches(
             taken = windows[first : first + round(share * rows)]
             first += len(taken)
             yield task, share, language_batch(taken, chunk_of(PARTS.get(task, 1), config))
+    if stage.reading:
+        pairs = max(2, round(stage.reading * batch_bytes / (2 * config.chunk)))
+        rng = generator(seed, "reading", step)
+        yield "reading", stage.reading, reading_batch(text, pairs, config.chunk, rng)
 
 
 def to_device(batch, device: torch.device):
@@ -164,10 +180,7 @@ def evaluate(
     bits = []
     for text in windows.split(16):
         text = text.to(device)
-        losses = F.cross_entropy(
-            model(text, history=history).float().flatten(0, -2), text.flatten(), reduction="none"
-        )
-        bits.append(losses.view(text.shape).cpu() / math.log(2))
+        bits.append(byte_losses(model(text, history=history), text).cpu() / math.log(2))
     bits = torch.cat(bits)  # (K, N, n)
     later = bits[:, config.chunks // 2 :]
     result = {
@@ -226,22 +239,37 @@ def report(model: Vist2, corpus: Corpus, info: dict) -> None:
 SAVE_EVERY = 250  # steps; also evaluates a little, for the log
 
 
-def train_step(model, tasks, settings: dict, device: torch.device) -> dict[str, float]:
-    """Add the gradients of all tasks of one step; their losses in bits per byte, and
-    the share of bytes read right."""
-    losses = {}
+def task_losses(model, task, history, text, openings, weights) -> dict[str, torch.Tensor]:
+    """Losses of one task in nats per byte, by name, and the share of bytes that are read right."""
+    parts, memory = {}, None
+    if task == "text":
+        history = "full"
+    if history == "sketch":
+        memory = model.remember(text)
+        parts["spelling"] = loss(model.spell(memory), text)
+    if task != "spelling":
+        logits = model(text, openings, history, memory)
+        parts[task] = loss(logits, text, weights)
+    if task == "reading":
+        parts["accuracy"] = ((logits.argmax(-1) == text) * weights).sum() / weights.sum()
+    return parts
+
+
+def train_step(compute, model, tasks, settings: dict, device: torch.device) -> dict[str, float]:
+    """Add the gradients of all tasks of one step, which `compute` (task_losses) measures.
+
+    Returns losses in bits per byte and the accuracy of reading. `spelling` is the last task's:
+    that of the reading batch, half of it random bytes.
+    """
+    found = {}
     for task, share, batch in tasks:
-        text, openings, weights = to_device(batch, device)
-        history = "full" if task == "text" else settings["history"]
         with torch.autocast(device.type, torch.bfloat16, enabled=settings["bf16"]):
-            logits = model(text, openings, history)
-        nats = loss(logits, text, weights)
-        (share * nats).backward()
-        losses[task] = nats.item() / math.log(2)
-        if task == "reading":
-            right = (logits.argmax(-1) == text) * weights
-            losses["accuracy"] = (right.sum() / weights.sum()).item()
-    return losses
+            parts = compute(model, task, settings["history"], *to_device(batch, device))
+        (share * (parts[task] + SPELLING * parts.get("spelling", 0))).backward()
+        found |= {name: value.item() for name, value in parts.items()}
+    return {
+        name: value if name == "accuracy" else value / math.log(2) for name, value in found.items()
+    }
 
 
 def train(
@@ -270,10 +298,10 @@ def train(
         step = resumed["info"]["step"]
         for optimizer, state in zip(optimizers, resumed["optimizers"]):
             optimizer.load_state_dict(state)
-    runner = model
+    compute = task_losses
     if settings["compile"]:
         torch._dynamo.config.recompile_limit = 32  # one graph for each shape of the curriculum
-        runner = torch.compile(model)
+        compute = torch.compile(task_losses)
 
     def save() -> dict:
         info = {
@@ -312,7 +340,7 @@ def train(
                 step,
                 numbers[step],
             )
-            losses = train_step(runner, tasks, settings, device)
+            losses = train_step(compute, model, tasks, settings, device)
             length = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
             if not math.isfinite(sum(losses.values()) + length):
                 raise ArithmeticError(

@@ -39,7 +39,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from einops import rearrange, repeat
 
-from render import PATCH, patches_per_chunk, render
+from render import PAGE, PATCH, patches_per_chunk, render
 
 BYTES = 256  # a token is a byte, ids 0..255; what the model predicts
 START, READ = 256, 257  # openings, inputs only: write on, or transcribe the chunk before
@@ -367,6 +367,7 @@ class Vist2(nn.Module):
         self.aligner = Aligner(config)
         self.decoder = Decoder(config)
         nn.init.zeros_(self.decoder.head.weight)
+        self.speller = nn.Linear(config.width, config.ratio * config.width, bias=False)
 
     def remember(self, chunks: torch.Tensor) -> torch.Tensor:
         """All that is kept of finished chunks: (B, N, n) bytes -> (B, N, m, C) sketch tokens."""
@@ -378,13 +379,32 @@ class Vist2(nn.Module):
         """Bytes and openings, (..) ids -> (.., C)."""
         return norm(self.decoder.embed(ids))
 
+    def spell(self, memory: torch.Tensor) -> torch.Tensor:
+        """What each sketch token says of its own patch: (B, N, m, C) -> (B, N, n, 256) logits.
+
+        A linear map for each place in a patch, compared with the embeddings of the bytes (ten times
+        the cosine). For training only: it makes sketches speak the decoder's language of bytes.
+        Attention compares text with sketches linearly too, and finds a place by its content once
+        the two are alike; from an encoder that merely can be read it hardly learned to.
+        """
+        h, w = self.config.cell
+        spelled = rearrange(
+            self.speller(memory),
+            "B N (row col) (line byte C) -> B N (row line col byte) C",
+            col=min(PAGE // PATCH, memory.shape[2]),
+            line=PATCH // h,
+            byte=PATCH // w,
+        )
+        alphabet = self.embed(torch.arange(BYTES, device=memory.device))
+        return 10 / self.config.width * norm(spelled) @ alphabet.T
+
     def forward(self, text, openings=None, history="sketch", memory=None, prompt_chunks=0):
         """Logits of every byte of a text, given what its history policy lets it see.
 
         text: (B, N, n) bytes. openings: (B, N) ids, all START if None; unused where the byte
         before is visible as text and opens the chunk itself. history: one of HISTORIES; for
         "prompt", `prompt_chunks` leading chunks are the prompt. memory: sketch tokens (B, N, m, C)
-        to use instead of remember(text); the last chunk's are seen by nobody.
+        to use instead of remember(text); the last chunk's are seen by nobody and may be left out.
         Returns (B, N, n, 256) logits, of which [:, i, k] predicts text[:, i, k].
         """
         B, N, n = text.shape
@@ -425,16 +445,22 @@ class Vist2(nn.Module):
         return rearrange(self.decoder.head(x), "B (N n) V -> B N n V", N=N)
 
 
+def byte_losses(logits: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each byte in nats: logits (.., 256), text (..) bytes -> (..)."""
+    losses = F.cross_entropy(
+        logits.float().flatten(0, -2), text.flatten().long(), reduction="none"
+    )
+    return losses.view(text.shape)
+
+
 def loss(
     logits: torch.Tensor, text: torch.Tensor, weights: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Mean cross-entropy, nats per byte: logits (.., 256), text (..) bytes, weights (..) or 1."""
-    losses = F.cross_entropy(
-        logits.float().flatten(0, -2), text.flatten().long(), reduction="none"
-    )
+    losses = byte_losses(logits, text)
     if weights is None:
         return losses.mean()
-    return (losses * weights.flatten()).sum() / weights.sum()
+    return (losses * weights).sum() / weights.sum()
 
 
 # -------------------------------------------------------------------------------- checkpoint

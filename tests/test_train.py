@@ -137,8 +137,8 @@ def test_a_loss_that_is_not_finite_names_the_step_and_leaves_the_last_good_check
 ):
     train_step, steps = train.train_step, []
 
-    def broken(model, *arguments):
-        losses = train_step(model, *arguments)
+    def broken(compute, model, *arguments):
+        losses = train_step(compute, model, *arguments)
         steps.append(1)
         if len(steps) == 5 and where == "loss":
             losses["reading"] = float("nan")
@@ -205,7 +205,7 @@ def test_muon_takes_the_matrices_inside_blocks_and_adamw_the_rest():
 
 def test_a_few_steps_lower_every_loss(start):
     log = log_of(start("run", "--steps", "60"))
-    for task in ("reading", "text", *train.PARTS):
+    for task in ("spelling", "reading", "text", *train.PARTS):
         losses = [line[task] for line in log if task in line]
         assert losses[0] > 5 and sum(losses[-3:]) / 3 < losses[0] - 1, task
 
@@ -227,11 +227,11 @@ def test_bf16_and_compile_run_and_stay_close(start, monkeypatch):
     """What a GPU run uses, as far as a CPU has it; compiled by tracing only, not to machine code,
     which would take a C++ compiler."""
     compiled, compile = [], torch.compile
-    stage = train.Stage("all", 3, reading=1, text=0, sixteenth=0, quarter=0, whole=1)
+    stage = train.Stage("all", 3, 0, reading=1, text=0, sixteenth=0, quarter=0, whole=1)
     monkeypatch.setattr(train, "CURRICULUM", (stage,))  # each shape takes seconds to trace
     monkeypatch.setattr(train, "STEPS", stage.steps)
     monkeypatch.setattr(
-        torch, "compile", lambda model: compiled.append(1) or compile(model, backend="eager")
+        torch, "compile", lambda work: compiled.append(1) or compile(work, backend="eager")
     )
     rough, exact = (
         log_of(start(name, "--steps", "3", *flags))
@@ -240,7 +240,7 @@ def test_bf16_and_compile_run_and_stay_close(start, monkeypatch):
     assert compiled and len(rough) == 3
     for line, reference in zip(rough, exact, strict=True):
         assert line.keys() == reference.keys()
-        for task in ("reading", "whole"):
+        for task in ("spelling", "reading", "whole"):
             assert line[task] == pytest.approx(reference[task], rel=0.02)
 
 

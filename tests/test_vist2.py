@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from conftest import make_model
 from einops import rearrange
 
+from render import CELLS, render
 from vist2 import (
     READ,
     START,
@@ -173,6 +174,20 @@ def test_a_sketch_sees_its_own_chunk_only_in_the_encoder(model):
     assert alone.shape == (2, N, 4, model.config.width) and alone.abs().max() <= 1
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_sketch_token_spells_the_bytes_that_are_drawn_in_its_patch(cell):
+    model, text = make_model(cell=cell, chunk=64), torch.zeros(1, 1, 64, dtype=torch.long)
+    memory, ratio = model.remember(text), model.config.ratio
+    spelled, blank = model.spell(memory), render(text, cell)
+    assert spelled.shape == (1, 1, 64, 256) and spelled.abs().max() <= 10
+    for byte in range(64):
+        ink = (render(text.index_fill(2, torch.tensor(byte), 255), cell) != blank)[0, 0]
+        drawn = rearrange(ink, "(row h) (col w) -> (row col) (h w)", h=16, w=16).any(1)
+        other = model.spell(memory + drawn[:, None])
+        changed = (other != spelled).any(-1).flatten()
+        assert drawn.sum() == 1 and changed[byte] and changed.sum() == ratio
+
+
 def test_a_chunk_length_is_an_argument_of_the_call(model):
     text = torch.randint(256, (2, 64))
     for chunk in (4, 8, 16, 32):
@@ -180,7 +195,7 @@ def test_a_chunk_length_is_an_argument_of_the_call(model):
         assert model(chunks).shape == (2, 64 // chunk, chunk, 256)
 
 
-@pytest.mark.parametrize("cell", [(16, 8), (16, 4), (8, 4), (4, 4)])
+@pytest.mark.parametrize("cell", CELLS)
 def test_every_cell_works(cell):
     model = make_model(cell=cell, chunk=64)
     text = torch.randint(256, (1, 3, 64))
