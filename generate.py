@@ -28,6 +28,7 @@ from render import read_bytes
 from vist2 import BYTES, HISTORIES, READ, START, Vist2, load_checkpoint, sketch_positions
 
 CHECKPOINT = "runs/sketch/model.pt"
+GROUP = 64  # chunks that are encoded at a time, so that a long prompt takes no more memory
 WRITABLE = tuple(history for history in HISTORIES if history != "none")
 
 
@@ -92,15 +93,21 @@ class Session:
         keys, values = self.cache[:, layer]
         keys[:, :, old:new], values[:, :, old:new] = k, v
         return F.scaled_dot_product_attention(
-            q, keys[:, :, :new], values[:, :, :new], attn_mask=mask, enable_gqa=True
+            q,
+            keys[:, :, :new],
+            values[:, :, :new],
+            attn_mask=mask,
+            is_causal=mask is None and q.shape[2] > 1,
+            enable_gqa=True,
         )
 
     @torch.inference_mode()
     def _append(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Feed x (B, T, C): logits (B, 256) after its last token."""
         old, new = self.entries, self.entries + x.shape[1]
-        # `is_causal` would align the mask to the top left; these queries are the last rows
-        mask = torch.ones(new - old, new, dtype=torch.bool, device=x.device).tril(old)
+        mask = None  # a prefill is causal, and a single byte sees all that is held
+        if old and new - old > 1:  # `is_causal` would align the mask of these to the top left
+            mask = torch.ones(new - old, new, dtype=torch.bool, device=x.device).tril(old)
         attends = [partial(self.attend, layer, mask) for layer in range(self.model.config.layers)]
         x = self.model.decoder(x, positions, attends)
         self.entries = new
@@ -119,7 +126,8 @@ class Session:
         positions = torch.arange(sketched * n, T + 1, device=text.device)
         if sketched:
             chunks = text[:, : sketched * n].reshape(B, sketched, n)
-            x = torch.cat([self.model.remember(chunks).flatten(1, 2), x], dim=1)
+            groups = [self.model.remember(group) for group in chunks.split(GROUP, dim=1)]
+            x = torch.cat([memory.flatten(1, 2) for memory in groups] + [x], dim=1)
             numbers = torch.arange(sketched, device=text.device)
             positions = torch.cat([sketch_positions(numbers, n, m), positions])
         return self._append(x, positions)
