@@ -152,15 +152,16 @@ def language_batch(windows: torch.Tensor, chunk: int):
 
 
 def spelling_batch(text: Text, rows: int, chunk: int, rng: torch.Generator):
-    """Single chunks for the encoder: the first half of the rows is uniformly random bytes, which
-    nobody can guess, the rest text."""
+    """Single chunks: text (rows, 1, chunk), openings (rows, 1) and weights like text. The first
+    half of the rows is uniformly random bytes, which nobody can guess, the rest text."""
     noise = torch.randint(BYTES, (rows // 2, chunk), generator=rng)
     chunks = torch.cat([noise, text.sample(rows - rows // 2, chunk, rng)])[:, None]
     return chunks, torch.full((rows, 1), START), torch.ones(chunks.shape)
 
 
 def reading_batch(text: Text, rows: int, chunk: int, rng: torch.Generator):
-    """Pairs of a chunk, as above, and READ with the same chunk; the loss is on the copy."""
+    """Pairs of such a chunk and READ with its copy: text (rows, 2, chunk), openings (rows, 2) and
+    weights like text, one on the copy."""
     pairs = spelling_batch(text, rows, chunk, rng)[0].repeat(1, 2, 1)  # (rows, 2, chunk)
     weights = torch.zeros(pairs.shape)
     weights[:, 1] = 1

@@ -28,7 +28,7 @@ from render import read_bytes
 from vist2 import BYTES, HISTORIES, READ, START, Vist2, load_checkpoint, sketch_positions
 
 CHECKPOINT = "runs/sketch/model.pt"
-GROUP = 64  # chunks that are encoded at a time, so that a long prompt takes no more memory
+GROUP = 64  # chunks that are encoded at a time, which bounds what the encoder needs
 WRITABLE = tuple(history for history in HISTORIES if history != "none")
 
 

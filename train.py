@@ -3,7 +3,7 @@
     python train.py                       the README's model; its corpus needs no download
     python train.py --history none        a reference: sees its own chunk only
     python train.py --history full        a reference: sees all text, a plain GPT
-    python train.py --resume              go on where a run stopped, bit for bit
+    python train.py --resume              go on where a run stopped, on a CPU bit for bit
 
 The language model forgets its eyes before it finds a use for them, unless four things hold:
 sketches speak the decoder's language of bytes (`Vist2.spell`); the history is learned when the
@@ -51,10 +51,11 @@ from vist2 import Config, Vist2, byte_losses, loss, read_checkpoint, restore, sa
 class Stage:
     """What fills a step, in parts of --batch-bytes, which are also the weights of the losses.
 
-    `spelling` are single chunks, for the encoder alone; `reading` are pairs of a chunk and its
-    copy. The others are language modelling: with all text visible (`text`), or with sketches as
-    the only past and chunks of a sixteenth, a quarter or the whole of the config's chunk length.
-    They are quarters, and add up to one or to nothing.
+    `spelling` are single chunks, for encoder, aligner and the embeddings of bytes; `reading` are
+    pairs of a chunk and its copy. The others are language modelling: with all text visible
+    (`text`), or with sketches as the only past and chunks of a sixteenth, a quarter or the whole
+    of the config's chunk length. They are quarters, and add up to one or to nothing. Spelling
+    goes on: wherever sketches are made, SPELLING times the loss of spelling them is added.
     """
 
     name: str
@@ -76,16 +77,18 @@ PARTS = {"sixteenth": 1 / 16, "quarter": 1 / 4, "whole": 1}  # of the config's c
 # fmt: off
 CURRICULUM = (
     #     name            steps  spelling  reading  text  sixteenth  quarter  whole
-    Stage("spelling",       300, 1,        0,       0,    0,         0,       0),  # 1: read
-    Stage("reading",        250, 0,        1,       0,    0,         0,       0),  #    sketches
-    Stage("short chunks",  1200, 0,        1/8,     1/2,  1/4,       1/4,     0),  # 2: optical
-    Stage("growing",       1400, 0,        1/8,     1/4,  0,         1/2,     1/4),  # language
+    # 1: read sketches (OCR)
+    Stage("spelling",       300, 1,        0,       0,    0,         0,       0),
+    Stage("reading",        250, 0,        1,       0,    0,         0,       0),
+    # 2: optical language modelling
+    Stage("short chunks",  1200, 0,        1/8,     1/2,  1/4,       1/4,     0),
+    Stage("growing",       1400, 0,        1/8,     1/4,  0,         1/2,     1/4),
     Stage("whole chunks",  2400, 0,        1/8,     0,    0,         0,       1),
-    #                                                                    # 3: instructions: to come
+    # 3: instructions: to come
 )
 # fmt: on
 STEPS = sum(stage.steps for stage in CURRICULUM)
-SPELLING = 0.5  # weight of the loss on spelling, wherever sketches are made
+SPELLING = 0.5
 ADAMW_RATE = 0.6  # of Muon's
 # What a run of each preset takes if nothing is said; lr is Muon's.
 DEFAULTS = {
@@ -98,7 +101,7 @@ def stages(history: str, steps: int) -> list[Stage]:
     """The curriculum scaled to so many steps.
 
     The references `full` and `none` take the same windows of text in as many steps, and skip what
-    makes no sense for them: reading, and chunks that grow.
+    makes no sense for them: spelling, reading, and chunks that grow.
     """
     scaled = [
         replace(stage, steps=max(1, round(stage.steps * steps / STEPS))) for stage in CURRICULUM
@@ -159,7 +162,8 @@ def make_optimizers(model: Vist2, lr: float) -> list[torch.optim.Optimizer]:
 
 
 def rate(step: int, steps: int) -> float:
-    """The share of the full rate at a step: 20 steps up, flat, the last 40 % down to 2 %."""
+    """The share of the full rate at a step: 20 steps up, flat, the last 40 % down to 2 %. What
+    joins in a later stage begins at the full rate."""
     return min(1.0, (step + 1) / 20, 0.02 + 0.98 * (steps - step) / (0.4 * steps))
 
 
@@ -241,35 +245,39 @@ SAVE_EVERY = 250  # steps; also evaluates a little, for the log
 
 def task_losses(model, task, history, text, openings, weights) -> dict[str, torch.Tensor]:
     """Losses of one task in nats per byte, by name, and the share of bytes that are read right."""
-    parts, memory = {}, None
+    measured, memory = {}, None
     if task == "text":
         history = "full"
     if history == "sketch":
-        memory = model.remember(text)
-        parts["spelling"] = loss(model.spell(memory), text)
+        seen = text if task == "spelling" else text[:, :-1]  # no one sees the last chunk's sketch
+        memory = model.remember(seen)
+        measured["spelling"] = loss(model.spell(memory), seen)
     if task != "spelling":
         logits = model(text, openings, history, memory)
-        parts[task] = loss(logits, text, weights)
+        measured[task] = loss(logits, text, weights)
     if task == "reading":
-        parts["accuracy"] = ((logits.argmax(-1) == text) * weights).sum() / weights.sum()
-    return parts
+        measured["accuracy"] = ((logits.argmax(-1) == text) * weights).sum() / weights.sum()
+    return measured
 
 
 def train_step(compute, model, tasks, settings: dict, device: torch.device) -> dict[str, float]:
     """Add the gradients of all tasks of one step, which `compute` (task_losses) measures.
 
-    Returns losses in bits per byte and the accuracy of reading. `spelling` is the last task's:
-    that of the reading batch, half of it random bytes.
+    Returns the losses in bits per byte and the accuracy of reading; spelling as measured on the
+    batches that are half random bytes.
     """
-    found = {}
+    log = {}
     for task, share, batch in tasks:
         with torch.autocast(device.type, torch.bfloat16, enabled=settings["bf16"]):
-            parts = compute(model, task, settings["history"], *to_device(batch, device))
-        (share * (parts[task] + SPELLING * parts.get("spelling", 0))).backward()
-        found |= {name: value.item() for name, value in parts.items()}
-    return {
-        name: value if name == "accuracy" else value / math.log(2) for name, value in found.items()
-    }
+            measured = compute(model, task, settings["history"], *to_device(batch, device))
+        counts = {"spelling": SPELLING, task: 1.0}  # the task of spelling counts in full
+        total = sum(counts[name] * nats for name, nats in measured.items() if name in counts)
+        (share * total).backward()
+        if task not in ("spelling", "reading"):
+            measured.pop("spelling", None)
+        log |= {name: value.detach() for name, value in measured.items()}
+    bits = lambda name: 1.0 if name == "accuracy" else 1 / math.log(2)
+    return {name: bits(name) * value.item() for name, value in log.items()}
 
 
 def train(
@@ -501,7 +509,8 @@ def run(args: argparse.Namespace, out: Path) -> None:
     settings = asdict(config) | DEFAULTS[args.preset] | chosen
     settings |= {"history": args.history, "data": corpus.digest, "seed": args.seed}
     settings |= {"bf16": device.type == "cuda" if args.bf16 is None else args.bf16}
-    settings |= {"compile": args.compile}
+    settings |= {"compile": args.compile, "spelling": SPELLING}
+    settings |= {"stages": [asdict(s) for s in stages(args.history, settings["steps"])]}
     path, resumed = out / "model.pt", None
     if args.resume:
         resumed = read_checkpoint(path)

@@ -44,7 +44,7 @@ from render import PAGE, PATCH, patches_per_chunk, render
 BYTES = 256  # a token is a byte, ids 0..255; what the model predicts
 START, READ = 256, 257  # openings, inputs only: write on, or transcribe the chunk before
 HISTORIES = ("sketch", "full", "prompt", "none")
-BLOCKS = 8  # of text in attention, see interleaved_attention
+BLOCKS = 16  # of text in attention at most, see block_masks
 
 
 # ------------------------------------------------------------------------------------ config
@@ -94,7 +94,8 @@ class Config:
 
     @classmethod
     def preset(cls, name: str, **changes) -> "Config":
-        """A named size: 'tiny' for a CPU, 'small' for one GPU, or one of the paper's decoders.
+        """A named size: 'tiny' for a CPU, 'small' for one GPU, 'bench' to be timed, or one of the
+        paper's decoders.
 
         The paper's have Qwen3's shapes and an encoder the size of ViT-L/16. Build them under
         `torch.device("meta")` to count them.
@@ -127,6 +128,16 @@ PRESETS = {
         encoder_width=384,
         encoder_layers=4,
         encoder_heads=6,
+    ),
+    "bench": dict(  # to be timed on two cores: an encoder of 7 % of the decoder; the 4B's is 8 %
+        width=512,
+        layers=8,
+        heads=8,
+        kv_heads=8,
+        head_width=64,
+        mlp=2048,
+        encoder_width=192,
+        encoder_layers=4,
     ),
     "0.6B": dict(width=1024, layers=28, heads=16, mlp=3072 * 3 // 2, **_PAPER),
     "1.7B": dict(width=2048, layers=28, heads=16, mlp=6144 * 3 // 2, **_PAPER),
@@ -302,32 +313,36 @@ def visible(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     return causal & ((k_kind == 1) | (q_kind == 0) & same_chunk)
 
 
-def interleaved_attention(q, k, v, ids, sketched: int, blocks: int):
-    """Softmax attention under `visible`, without scoring most of what nobody sees.
+def block_masks(ids: torch.Tensor, S: int, m: int, blocks: int) -> list[torch.Tensor]:
+    """`visible`, without most of what nobody sees: for each block of t bytes, whole chunks, a mask
+    (t, s + t) over the s sketches before the block's last chunk and the block itself."""
+    sketch_ids, text_ids = ids.split([S * m, ids.shape[1] - S * m], dim=1)
+    masks = []
+    for block, own in enumerate(text_ids.chunk(blocks, dim=1), start=1):
+        before = sketch_ids[:, : (block * (S + 1) // blocks - 1) * m]
+        masks.append(visible(own, torch.cat([before, own], dim=1)))
+    return masks
 
-    The first `sketched` tokens are sketches, which see only each other. The text is cut into equal
-    blocks of whole chunks, each of which is scored against all sketches and itself: many blocks
-    repeat the sketches often, few score bytes against many foreign bytes.
-    q (B, H, T, D), k and v (B, KV, T, D), ids (3, T) -> (B, H, T, D)
+
+def interleaved_attention(q, k, v, sketched: int, masks: list[torch.Tensor]):
+    """Softmax attention under `visible`, in blocks of text (see block_masks).
+
+    The first `sketched` tokens are sketches, which see only each other.
+    q (B, H, T, D), k and v (B, KV, T, D) -> (B, H, T, D)
     """
     attention = partial(F.scaled_dot_product_attention, enable_gqa=True)
-    q_sketch, k_sketch, v_sketch = (z[:, :, :sketched] for z in (q, k, v))
-    q_text, k_text, v_text = (
-        rearrange(z[:, :, sketched:], "B H (block t) D -> (B block) H t D", block=blocks)
-        for z in (q, k, v)
+    sizes = [sketched, q.shape[2] - sketched]
+    (q_sketch, q_text), (k_sketch, k_text), (v_sketch, v_text) = (
+        z.split(sizes, dim=2) for z in (q, k, v)
     )
-    k_block, v_block = (
-        torch.cat([repeat(old, "B H s D -> (B block) H s D", block=blocks), own], dim=2)
-        for old, own in ((k_sketch, k_text), (v_sketch, v_text))
-    )
-    query_ids = rearrange(ids[:, sketched:], "id (block t) -> id block t", block=blocks)
-    key_ids = torch.cat(
-        [repeat(ids[:, :sketched], "id s -> id block s", block=blocks), query_ids], 2
-    )
-    mask = repeat(visible(query_ids, key_ids), "block t s -> (B block) 1 t s", B=q.shape[0])
-    text = attention(q_text, k_block, v_block, attn_mask=mask)
-    text = rearrange(text, "(B block) H t D -> B H (block t) D", block=blocks)
-    return torch.cat([attention(q_sketch, k_sketch, v_sketch, is_causal=True), text], dim=2)
+    attended = [attention(q_sketch, k_sketch, v_sketch, is_causal=True)]
+    blocks = zip(*(z.chunk(len(masks), dim=2) for z in (q_text, k_text, v_text)), masks)
+    for q_own, k_own, v_own, mask in blocks:
+        before = mask.shape[1] - mask.shape[0]
+        keys = torch.cat([k_sketch[:, :, :before], k_own], dim=2)
+        values = torch.cat([v_sketch[:, :, :before], v_own], dim=2)
+        attended.append(attention(q_own, keys, values, attn_mask=mask))
+    return torch.cat(attended, dim=2)
 
 
 # ----------------------------------------------------------------------------------- decoder
@@ -358,7 +373,7 @@ class Decoder(nn.Module):
 
 
 class Vist2(nn.Module):
-    """Encoder, aligner and decoder: the whole of VIST2."""
+    """Encoder, aligner and decoder: the whole of VIST2; and a speller, for training only."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -382,10 +397,10 @@ class Vist2(nn.Module):
     def spell(self, memory: torch.Tensor) -> torch.Tensor:
         """What each sketch token says of its own patch: (B, N, m, C) -> (B, N, n, 256) logits.
 
-        A linear map for each place in a patch, compared with the embeddings of the bytes (ten times
-        the cosine). For training only: it makes sketches speak the decoder's language of bytes.
-        Attention compares text with sketches linearly too, and finds a place by its content once
-        the two are alike; from an encoder that merely can be read it hardly learned to.
+        A linear map for each place in a patch, compared with the embeddings of the bytes (ten
+        times the cosine). For training only, and not in the paper: it gives sketches and bytes a
+        common code. Attention compares linearly too, so it can look up text by its content where
+        there is one; learning to read alone did not bring it about.
         """
         h, w = self.config.cell
         spelled = rearrange(
@@ -436,9 +451,8 @@ class Vist2(nn.Module):
             blocks = math.gcd(N, BLOCKS) if S == N - 1 else 1  # one long chunk stays in one block
             attend = partial(
                 interleaved_attention,
-                ids=ids,
                 sketched=S * m,
-                blocks=blocks,
+                masks=block_masks(ids, S, m, blocks),
             )
             x = torch.cat([rearrange(memory, "B S m C -> B (S m) C"), x], dim=1)
             x = self.decoder(x, positions, [attend] * self.config.layers)[:, S * m :]
@@ -465,7 +479,7 @@ def loss(
 
 # -------------------------------------------------------------------------------- checkpoint
 
-FORMAT = "vist2 checkpoint 1"
+FORMAT = "vist2 checkpoint 2"
 
 
 def save_checkpoint(path: str | Path, model: Vist2, info: dict, **more) -> None:

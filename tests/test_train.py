@@ -10,7 +10,7 @@ from conftest import make_model, piped
 import generate
 import train
 from data import load_corpus
-from vist2 import Config, read_checkpoint
+from vist2 import Config, loss, read_checkpoint
 
 STAGES = len(train.CURRICULUM)
 
@@ -210,6 +210,36 @@ def test_a_few_steps_lower_every_loss(start):
         assert losses[0] > 5 and sum(losses[-3:]) / 3 < losses[0] - 1, task
 
 
+def test_a_steps_gradient_is_the_weighted_sum_of_all_losses(small_file):
+    model, text = make_model(), load_corpus(str(small_file), 64).train
+    stage = train.Stage(
+        "all", 1, 1, reading=1 / 4, text=1 / 2, sixteenth=0, quarter=0, whole=1 / 2
+    )
+    tasks = list(train.batches(stage, model.config, text, 512, 0, 0, 0))
+    settings = {"bf16": False, "history": "sketch"}
+    log = train.train_step(train.task_losses, model, tasks, settings, torch.device("cpu"))
+    found = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    total, spelled = 0, {}
+    for task, share, (chunks, openings, weights) in tasks:
+        full = task in ("text", "spelling")
+        nats = loss(model(chunks, openings, "full" if full else "sketch"), chunks, weights)
+        if task != "text":
+            seen = chunks if task == "spelling" else chunks[:, :-1]
+            spelled[task] = loss(model.spell(model.remember(seen)), seen)
+            nats = spelled[task] if task == "spelling" else nats + train.SPELLING * spelled[task]
+        total += share * nats
+    total.backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(found[name], p.grad, msg=name)
+    assert log.keys() == {"spelling", "reading", "accuracy", "text", "whole"}
+    bits = spelled["reading"].item() / torch.tensor(2.0).log().item()
+    assert log["spelling"] == pytest.approx(bits, rel=1e-4)
+    chunks, openings, _ = next(batch for task, _, batch in tasks if task == "reading")
+    right = model(chunks, openings)[:, 1].argmax(-1) == chunks[:, 1]
+    assert log["accuracy"] == pytest.approx(right.float().mean().item())
+
+
 def test_evaluation_is_by_hand_the_mean_over_held_out_bytes(small_file):
     model, corpus = make_model(), load_corpus(str(small_file), 64)
     result = train.evaluate(model, corpus, "none")
@@ -227,12 +257,11 @@ def test_bf16_and_compile_run_and_stay_close(start, monkeypatch):
     """What a GPU run uses, as far as a CPU has it; compiled by tracing only, not to machine code,
     which would take a C++ compiler."""
     compiled, compile = [], torch.compile
+    counted = lambda graph, inputs: compiled.append(1) or graph.forward
     stage = train.Stage("all", 3, 0, reading=1, text=0, sixteenth=0, quarter=0, whole=1)
     monkeypatch.setattr(train, "CURRICULUM", (stage,))  # each shape takes seconds to trace
     monkeypatch.setattr(train, "STEPS", stage.steps)
-    monkeypatch.setattr(
-        torch, "compile", lambda work: compiled.append(1) or compile(work, backend="eager")
-    )
+    monkeypatch.setattr(torch, "compile", lambda work: compile(work, backend=counted))
     rough, exact = (
         log_of(start(name, "--steps", "3", *flags))
         for name, flags in (("rough", ["--bf16", "--compile"]), ("exact", []))
