@@ -391,6 +391,12 @@ def main(argv: list[str] | None = None) -> None:
         "--history-chunks", type=int, help="how far back, 2 or more; default: as in training"
     )
     parser.add_argument(
+        "--bf16",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="weights and cache in bfloat16, half the memory; default: no",
+    )
+    parser.add_argument(
         "--stats", action="store_true", help="print what the cache holds, and speed"
     )
     args = parser.parse_args(argv)
@@ -413,6 +419,8 @@ def run(args: argparse.Namespace) -> None:
     if args.samples < 1:
         raise ValueError(f"--samples is {args.samples}, expected 1 or more")
     model, info = load_checkpoint(args.checkpoint, find_device(args.device))
+    if args.bf16:
+        model.to(torch.bfloat16)
     n = model.config.chunk
     if args.read is not None:
         text = read_bytes(args.read)

@@ -239,7 +239,7 @@ class Encoder(nn.Module):
         head_width = self.config.encoder_width // self.config.encoder_heads
         angles = rope_angles(positions, head_width, self.config.rope_base)
         # about zero mean and unit spread: reading is learned sooner than from raw ink in [0, 1]
-        x = norm(self.embed(3 * patches - 0.6))
+        x = norm(self.embed((3 * patches - 0.6).type_as(self.embed.weight)))
         for block in self.blocks:
             x = block(x, angles, F.scaled_dot_product_attention)
         return norm(x)

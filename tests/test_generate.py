@@ -38,6 +38,18 @@ def test_cached_equals_uncached_and_holds_not_an_entry_more(model, monkeypatch, 
         logits = session.step(line[:, t])
 
 
+def test_a_session_in_bf16_stays_close_to_float32(model):
+    text = torch.randint(256, (1, 4 * n))
+    exact, rough = [], []
+    for found, dtype in ((exact, torch.float32), (rough, torch.bfloat16)):
+        session = Session(model.to(dtype), 1)
+        found.append(session.prefill(text[:, : 2 * n]).float())
+        found += [session.step(byte).float() for byte in text[:, 2 * n : 4 * n - 1].T]
+        assert session.cache.dtype == dtype
+    exact, rough = torch.cat(exact), torch.cat(rough)
+    assert 0 < (rough - exact).norm() / exact.norm() < 0.05
+
+
 def test_reading_in_a_session_equals_the_training_pair(model):
     chunk = torch.randint(256, (3, n))
     openings = torch.tensor([[0, READ]]).repeat(3, 1)
