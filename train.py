@@ -276,8 +276,8 @@ def train_step(compute, model, tasks, settings: dict, device: torch.device) -> d
         if task not in ("spelling", "reading"):
             measured.pop("spelling", None)
         log |= {name: value.detach() for name, value in measured.items()}
-    bits = lambda name: 1.0 if name == "accuracy" else 1 / math.log(2)
-    return {name: bits(name) * value.item() for name, value in log.items()}
+    units = {"accuracy": 1.0}  # the rest is nats
+    return {name: value.item() / units.get(name, math.log(2)) for name, value in log.items()}
 
 
 def train(
