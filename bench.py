@@ -294,7 +294,7 @@ def written(cell: str | int | float) -> str:
     """Four digits, never an exponent."""
     if isinstance(cell, float):
         return f"{cell:.4g}" if abs(cell) < 1000 else f"{cell:,.0f}"
-    return str(cell) if isinstance(cell, str) else f"{cell:,}"
+    return cell if isinstance(cell, str) else f"{cell:,}"
 
 
 def show(title: str, rows: Iterator[dict]) -> list[dict]:

@@ -37,7 +37,7 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 
 from render import PAGE, PATCH, patches_per_chunk, render
 
