@@ -54,10 +54,10 @@ def random_text(length: int, device) -> torch.Tensor:
     return torch.randint(BYTES, (1, length), generator=rng).to(device)
 
 
-def prefill(model: Vist2, history: str, text: torch.Tensor) -> Session:
-    """Read a prompt, up to the logits of the first byte after it."""
+def prefill(model: Vist2, history: str, text: torch.Tensor, memory=None) -> Session:
+    """Read a prompt, up to the logits of the first byte after it; see Session.prefill."""
     session = Session(model, 1, history, capacity=text.shape[1] + 2 * model.config.chunk)
-    session.prefill(text)
+    session.prefill(text, memory=memory)
     return session
 
 
@@ -241,16 +241,18 @@ def count(model: Vist2, history: str, length: int) -> dict[str, float]:
     """FLOPs of reading a prompt and of writing a byte after it, on the meta device.
 
     Torch counts causal attention as if every query saw every key; "read" counts half of that.
-    Writing is the mean over a chunk. Its cost is affine in the entries held, so a chunk's first
-    byte, its last but one and its end are enough.
+    The encoder takes each chunk alone, so one is counted for all. Writing is the mean over a
+    chunk. Its cost is affine in the entries held, so a chunk's first byte, its last but one and
+    its end are enough.
     """
-    n = model.config.chunk
+    n, m = model.config.chunk, model.config.chunk // model.config.ratio
     text = torch.empty(1, length, dtype=torch.long, device="meta")
-    sessions = []
-    read, scores = flops(lambda: sessions.append(prefill(model, history, text)))
-    encoder = encoder_scores = 0
+    encoder, memory = 0, None
     if history == "sketch":
-        encoder, encoder_scores = flops(lambda: model.remember(text.view(1, -1, n)))
+        encoder = length // n * flops(lambda: model.remember(text[:, None, :n]))[0]
+        memory = torch.empty(1, length // n, m, model.config.width, device="meta")
+    sessions = []
+    decoder, scores = flops(lambda: sessions.append(prefill(model, history, text, memory)))
     [session] = sessions
     cache = session.cache_bytes
     steps = []
@@ -260,8 +262,8 @@ def count(model: Vist2, history: str, length: int) -> dict[str, float]:
         steps.append(flops(lambda: session.step(text[:, 0]))[0])
     first, last, end = steps
     return {
-        "read": read - (scores - encoder_scores) / 2,
-        "torch": read,
+        "read": encoder + decoder - scores / 2,
+        "torch": encoder + decoder,
         "encoder": encoder,
         "write": ((n - 1) * (first + last) / 2 + end) / n,
         "cache": cache,

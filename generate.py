@@ -114,7 +114,7 @@ class Session:
         return self.model.decoder.head(x[:, -1])
 
     @torch.inference_mode()
-    def _fill(self, text: torch.Tensor, sketched: int, opening: int) -> torch.Tensor:
+    def _fill(self, text: torch.Tensor, sketched: int, opening: int, memory=None) -> torch.Tensor:
         """Start anew from text (B, T) of which so many leading chunks are held as sketches."""
         config, (B, T) = self.model.config, text.shape
         n, m = config.chunk, config.chunk // config.ratio
@@ -125,17 +125,20 @@ class Session:
         x = self.model.embed(torch.cat([first, open_bytes], dim=1))
         positions = torch.arange(sketched * n, T + 1, device=text.device)
         if sketched:
-            chunks = text[:, : sketched * n].reshape(B, sketched, n)
-            groups = [self.model.remember(group) for group in chunks.split(GROUP, dim=1)]
-            x = torch.cat([memory.flatten(1, 2) for memory in groups] + [x], dim=1)
+            if memory is None:
+                chunks = text[:, : sketched * n].reshape(B, sketched, n)
+                groups = [self.model.remember(group) for group in chunks.split(GROUP, dim=1)]
+                memory = torch.cat(groups, dim=1)
+            x = torch.cat([memory.flatten(1, 2), x], dim=1)
             numbers = torch.arange(sketched, device=text.device)
             positions = torch.cat([sketch_positions(numbers, n, m), positions])
         return self._append(x, positions)
 
-    def prefill(self, prompt: torch.Tensor, opening: int = START) -> torch.Tensor:
+    def prefill(self, prompt: torch.Tensor, opening: int = START, memory=None) -> torch.Tensor:
         """Begin with a prompt: (B, T) bytes, 0 <= T < capacity -> (B, 256) next byte's logits.
 
-        `opening` comes before the first byte that is held as text.
+        `opening` comes before the first byte that is held as text. memory: sketch tokens
+        (B, S, m, C) of its finished chunks, to use instead of encoding them.
         """
         if prompt.shape[1] >= self.capacity:
             raise ValueError(
@@ -143,7 +146,7 @@ class Session:
                 "the capacity of this session"
             )
         sketched = 0 if self.history == "full" else prompt.shape[1] // self.model.config.chunk
-        return self._fill(prompt.to(self.text.device), sketched, opening)
+        return self._fill(prompt.to(self.text.device), sketched, opening, memory)
 
     @torch.inference_mode()
     def step(self, new: torch.Tensor) -> torch.Tensor:

@@ -6,9 +6,9 @@
     python train.py --resume              go on where a run stopped, on a CPU bit for bit
 
 The language model forgets its eyes before it finds a use for them, unless four things hold:
-sketches speak the decoder's language of bytes (`Vist2.spell`); the history is learned when the
-model cannot do without it, so chunks begin at one patch and grow; a skill once learned stays in
-the mix; and every step mixes all tasks of its stage in one gradient.
+sketches speak the decoder's language of bytes (`Vist2.spell`); the history is learned where the
+model cannot do without it, in chunks as short as one patch; a skill once learned stays in the
+mix; and every step mixes all tasks of its stage in one gradient.
 """
 
 import argparse
@@ -81,8 +81,7 @@ CURRICULUM = (
     Stage("spelling",       300, 1,        0,       0,    0,         0,       0),
     Stage("reading",        250, 0,        1,       0,    0,         0,       0),
     # 2: optical language modelling
-    Stage("short chunks",  1200, 0,        1/8,     1/2,  1/4,       1/4,     0),
-    Stage("growing",       1400, 0,        1/8,     1/4,  0,         1/2,     1/4),
+    Stage("mixed chunks",  2600, 0,        1/8,     1/4,  1/4,       1/4,     1/4),
     Stage("whole chunks",  2400, 0,        1/8,     0,    0,         0,       1),
     # 3: instructions: to come
 )
@@ -101,7 +100,7 @@ def stages(history: str, steps: int) -> list[Stage]:
     """The curriculum scaled to so many steps.
 
     The references `full` and `none` take the same windows of text in as many steps, and skip what
-    makes no sense for them: spelling, reading, and chunks that grow.
+    makes no sense for them: spelling, reading, and short chunks.
     """
     scaled = [
         replace(stage, steps=max(1, round(stage.steps * steps / STEPS))) for stage in CURRICULUM

@@ -209,7 +209,8 @@ class Block(nn.Module):
 
     def forward(self, x, angles, attend):
         x = x + self.attention(norm(x), angles, attend)
-        return x + self.down(F.relu(self.up(norm(x))).square())
+        hidden = F.relu(self.up(norm(x)))
+        return x + self.down(hidden * hidden)
 
 
 # ----------------------------------------------------------------------- encoder and aligner
