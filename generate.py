@@ -187,7 +187,7 @@ def pick(logits: torch.Tensor, temperature: float, top_k: int | None, generators
     """The next byte of each row of (B, 256) logits: the likeliest at temperature 0, or drawn."""
     if temperature == 0:
         return logits.argmax(-1)
-    logits = logits.double().cpu()
+    logits = logits.cpu().double()  # MPS has no float64
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # stays finite near zero
     if top_k:
         least = logits.topk(min(top_k, BYTES)).values[:, -1:]
@@ -338,7 +338,8 @@ def print_reading(model: Vist2, text: bytes) -> None:
 
 def exit_if_out_of_memory(program: str, setting: str, error: RuntimeError) -> None:
     """Torch has no one exception for all devices: the CPU's is a plain RuntimeError."""
-    if "memory" in str(error):
+    signs = ("out of memory", "allocate memory", "not enough memory")
+    if any(sign in str(error) for sign in signs):
         sys.exit(f"{program}: not enough memory, try a smaller {setting}")
 
 

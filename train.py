@@ -7,7 +7,7 @@
 
 The language model forgets its eyes before it finds a use for them, unless four things hold:
 sketches speak the decoder's language of bytes (`Vist2.spell`); the history is learned where the
-model cannot do without it, in chunks as short as one patch; a skill once learned stays in the
+model cannot do without it, in chunks as short as one patch; reading and spelling stay in the
 mix; and every step mixes all tasks of its stage in one gradient.
 """
 
@@ -508,7 +508,7 @@ def run(args: argparse.Namespace, out: Path) -> None:
     settings = asdict(config) | DEFAULTS[args.preset] | chosen
     settings |= {"history": args.history, "data": corpus.digest, "seed": args.seed}
     settings |= {"bf16": device.type == "cuda" if args.bf16 is None else args.bf16}
-    settings |= {"compile": args.compile, "spelling": SPELLING}
+    settings |= {"compile": args.compile, "spelling": SPELLING, "adamw": ADAMW_RATE}
     settings |= {"stages": [asdict(s) for s in stages(args.history, settings["steps"])]}
     path, resumed = out / "model.pt", None
     if args.resume:

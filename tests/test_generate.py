@@ -1,3 +1,4 @@
+import contextlib
 import io
 import sys
 
@@ -6,7 +7,7 @@ import torch
 from conftest import make_model, piped
 
 import generate as g
-from generate import Session, generate
+from generate import Session, exit_if_out_of_memory, generate, write
 from vist2 import READ, save_checkpoint
 
 n, m = 16, 4
@@ -112,10 +113,19 @@ def test_samples_of_one_prefill_equal_separate_runs(model):
     session = Session(model)
     logits = session.prefill(g.as_rows(b"once " * 5))
     fork = session.fork(3)
-    rows = torch.stack(list(g.write(fork, logits.expand(3, -1), 40, 1.2, 9, seed=5)), 1)
+    rows = torch.stack(list(write(fork, logits.expand(3, -1), 40, 1.2, 9, seed=5)), 1)
     for row in range(3):
         alone = generate(model, b"once " * 5, 40, temperature=1.2, top_k=9, seed=5 + row)
         assert bytes(rows[row].tolist()) == alone
+
+
+def test_a_batch_of_prompts_equals_separate_runs(model):
+    prompts = [b"first " * 6, b"second" * 6]
+    session = Session(model, 2)
+    logits = session.prefill(torch.cat([g.as_rows(prompt) for prompt in prompts]))
+    rows = torch.stack(list(write(session, logits, 40, 0.0, None, seed=0)), 1)
+    for row, prompt in zip(rows.tolist(), prompts):
+        assert bytes(row) == generate(model, prompt, 40)
 
 
 def test_a_full_cache_grows_with_every_byte_and_a_sketched_one_by_m_a_chunk(model):
@@ -271,3 +281,17 @@ def test_bad_input_gets_one_clear_line(checkpoint, tmp_path, monkeypatch, argume
     with pytest.raises(SystemExit) as stopped:
         g.main(["--checkpoint", checkpoint] + arguments)
     assert said in stopped.value.code and "\n" not in stopped.value.code
+
+
+@pytest.mark.parametrize(
+    "message, known",
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", True),
+        ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+        ("in user code: memory = model.remember(seen)", False),
+    ],
+)
+def test_only_a_want_of_memory_is_called_one(message, known):
+    with pytest.raises(SystemExit) if known else contextlib.nullcontext():
+        exit_if_out_of_memory("train.py", "--batch-bytes", RuntimeError(message))

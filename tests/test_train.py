@@ -12,8 +12,6 @@ import train
 from data import load_corpus
 from vist2 import Config, loss, read_checkpoint
 
-STAGES = len(train.CURRICULUM)
-
 
 @pytest.fixture
 def start(tmp_path, small_file, monkeypatch):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from conftest import make_model
 from einops import rearrange
 
+import vist2
 from render import CELLS, render
 from vist2 import (
     READ,
@@ -81,7 +82,13 @@ def test_nothing_looks_ahead(model, history):
             assert changed[later]
 
 
-def test_earlier_text_reaches_logits_only_through_its_sketch(model):
+@pytest.fixture(params=[1, 2, 16])
+def blocks(request, monkeypatch):
+    """Attention in one block, where the mask alone hides other chunks' bytes, and in more."""
+    monkeypatch.setattr(vist2, "BLOCKS", request.param)
+
+
+def test_earlier_text_reaches_logits_only_through_its_sketch(model, blocks):
     text, memory = random_text(), model.remember(random_text())
     logits = model(text, memory=memory)
     other = text.clone()
@@ -92,7 +99,9 @@ def test_earlier_text_reaches_logits_only_through_its_sketch(model):
     assert not torch.equal(model(other)[:, 2:], model(text)[:, 2:])  # through its sketch it does
 
 
-def test_the_gradient_of_a_later_loss_stops_at_earlier_bytes_and_flows_into_their_sketch(model):
+def test_the_gradient_of_a_later_loss_stops_at_earlier_bytes_and_flows_into_their_sketch(
+    model, blocks
+):
     text, caught = random_text(1), []
     embed = model.embed
 
