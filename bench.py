@@ -119,7 +119,12 @@ def peak(work: Callable, history: str, length: int, preset: str, cell, device: s
 
 
 def fresh_peak(*arguments) -> float:
-    """MiB of `peak` in a fresh process. Raises ValueError if that process is killed."""
+    """MiB of `peak` in a fresh process. Raises ValueError if that process is killed.
+
+    There glibc takes pages for a large tensor when it is made and gives them back when it is
+    freed, so that the peak is what was alive at once, and not what else the heap had kept.
+    """
+    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.mmap_threshold=1048576"
     try:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             return pool.submit(peak, *arguments).result() / MIB
@@ -529,6 +534,7 @@ def run(args: argparse.Namespace) -> None:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
+        "allocator": os.environ.get("GLIBC_TUNABLES", "as it comes"),
     }
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     tables = count_paper(args.cell) if args.paper else measure(args, device)

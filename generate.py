@@ -127,9 +127,10 @@ class Session:
         if sketched:
             if memory is None:
                 chunks = text[:, : sketched * n].reshape(B, sketched, n)
-                groups = [self.model.remember(group) for group in chunks.split(GROUP, dim=1)]
-                memory = torch.cat(groups, dim=1)
+                memory = [self.model.remember(group) for group in chunks.split(GROUP, dim=1)]
+                memory = torch.cat(memory, dim=1)
             x = torch.cat([memory.flatten(1, 2), x], dim=1)
+            del memory  # as large as x, and no longer needed
             numbers = torch.arange(sketched, device=text.device)
             positions = torch.cat([sketch_positions(numbers, n, m), positions])
         return self._append(x, positions)
