@@ -4,9 +4,10 @@
     python bench.py --paper             the paper's sizes, counted on the meta device
 
 Three histories: `full` keeps all text; `prompt` keeps sketches of the prompt's chunks, and what is
-written as text; `sketch` (VIST2) keeps sketches of both. Reading and training are medians of repeats that
-take turns, after a warm-up; writing and memory are measured once. The default shape has the proportions of the paper's larger models: a
-decoder much larger than its encoder. Rows of a table are what --json writes and --plot draws.
+written as text; `sketch` (VIST2) keeps sketches of both. Reading and training are medians of
+repeats that take turns, after a warm-up; writing and memory are measured once. The default shape
+has the proportions of the paper's larger models: a decoder much larger than its encoder. Rows of
+a table are what --json writes and --plot draws.
 """
 
 import argparse
@@ -54,10 +55,10 @@ def random_text(length: int, device) -> torch.Tensor:
     return torch.randint(BYTES, (1, length), generator=rng).to(device)
 
 
-def prefill(model: Vist2, history: str, text: torch.Tensor, memory=None) -> Session:
+def prefill(model: Vist2, history: str, text: torch.Tensor, sketches=None) -> Session:
     """Read a prompt, up to the logits of the first byte after it; see Session.prefill."""
     session = Session(model, 1, history, capacity=text.shape[1] + 2 * model.config.chunk)
-    session.prefill(text, memory=memory)
+    session.prefill(text, memory=sketches)
     return session
 
 
@@ -124,6 +125,7 @@ def fresh_peak(*arguments) -> float:
     There glibc takes pages for a large tensor when it is made and gives them back when it is
     freed, so that the peak is what was alive at once, and not what else the heap had kept.
     """
+    before = os.environ.get("GLIBC_TUNABLES", "")
     os.environ["GLIBC_TUNABLES"] = "glibc.malloc.mmap_threshold=1048576"
     try:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -133,6 +135,8 @@ def fresh_peak(*arguments) -> float:
         raise ValueError(
             f"history {history} of preset {preset} at {length} bytes does not fit into memory"
         ) from None
+    finally:
+        os.environ["GLIBC_TUNABLES"] = before
 
 
 # -------------------------------------------------------------------------------- the tables
@@ -257,12 +261,12 @@ def count(model: Vist2, history: str, length: int) -> dict[str, float]:
     """
     n, m = model.config.chunk, model.config.chunk // model.config.ratio
     text = torch.empty(1, length, dtype=torch.long, device="meta")
-    encoder, memory = 0, None
+    encoder, sketches = 0, None
     if history == "sketch":
         encoder = length // n * flops(lambda: model.remember(text[:, None, :n]))[0]
-        memory = torch.empty(1, length // n, m, model.config.width, device="meta")
+        sketches = torch.empty(1, length // n, m, model.config.width, device="meta")
     sessions = []
-    decoder, scores = flops(lambda: sessions.append(prefill(model, history, text, memory)))
+    decoder, scores = flops(lambda: sessions.append(prefill(model, history, text, sketches)))
     [session] = sessions
     entries, cache = session.cache_entries, session.cache_bytes
     steps = []
@@ -352,27 +356,40 @@ def draw(tables: dict[str, list[dict]], path: str) -> None:
     """Four figures: reading, writing, the cache while writing, training."""
     figure, axes = find_pyplot().subplots(2, 2, figsize=(10, 7), layout="constrained")
     panels = (
-        ("time to the first byte, ms", "reading", " ms", SIDES, "log"),
-        ("writing, bytes a second", "writing", " B/s", SIDES, "linear"),
-        ("cache entries while writing", "writing", " entries", SIDES, "linear"),
-        ("training, bytes a second", "training", " B/s", ("full", "sketch"), "log"),
+        ("time to the first byte, ms", "reading", " ms", SIDES),
+        ("writing, bytes a second", "writing", " B/s", SIDES),
+        ("cache entries while writing", "writing", " entries", SIDES),
+        ("training, bytes a second", "training", " B/s", ("full", "sketch")),
     )
-    for axis, (title, name, unit, sides, scale) in zip(axes.flat, panels):
+    for axis, (title, name, unit, sides) in zip(axes.flat, panels):
         rows = tables[name]
         for side in sides:
             axis.plot(
                 [row["bytes"] for row in rows],
                 [row[side + unit] for row in rows],
                 ".-",
+                color=f"C{SIDES.index(side)}",
                 label=side,
             )
-        axis.set(title=title, xlabel="bytes of text", xscale=scale, yscale=scale)
+        axis.set(title=title, xlabel="bytes of text")
+        if name != "writing":
+            axis.set_xscale("log", base=2)
+        if name == "reading":
+            axis.set_yscale("log")
         axis.legend()
     figure.savefig(path, dpi=120)
 
 
-def check(args: argparse.Namespace, config: Config) -> None:
+def check(args: argparse.Namespace) -> None:
     """Raises ValueError for settings that make no sense or cannot fit into memory."""
+    for path in (args.json, args.plot):
+        if path and (Path(path).is_dir() or not Path(path).parent.is_dir()):
+            raise ValueError(f"{path} is a folder or in none, expected the path of a file")
+    if args.paper:
+        if args.plot:
+            raise ValueError("--plot draws what is measured, --paper only counts: leave one out")
+        return
+    config = Config.preset(args.preset, cell=args.cell)
     for name, values, part in (
         ("lengths", args.lengths, config.chunk),
         ("written", [args.written], SEGMENT),
@@ -381,20 +398,14 @@ def check(args: argparse.Namespace, config: Config) -> None:
         for value in values:
             if value < 1 or value % part:
                 raise ValueError(f"--{name} is {value}, expected {part} or a multiple of it")
-    for path in (args.json, args.plot):
-        if path and (Path(path).is_dir() or not Path(path).parent.is_dir()):
-            raise ValueError(f"{path} is a folder or in none, expected the path of a file")
-    if args.plot and args.paper:
-        raise ValueError("--plot draws what is measured, --paper only counts: leave one out")
     if args.plot:
         find_pyplot()
-    if args.paper:
-        return
     with torch.device("meta"):
         weights = sum(p.nbytes for p in Vist2(config).parameters())
-    entries = max(args.lengths) + args.written
+    entries = max(max(args.lengths) + SEGMENT, config.chunk + args.written)
     cache = 2 * config.layers * config.kv_heads * config.head_width * 4 * entries
-    needed = 2 * (weights + cache)  # a fresh process has weights of its own, writing more caches
+    # a fresh process has weights of its own; writing, `full` and `prompt` each hold a cache
+    needed = max(2 * weights + cache, weights + 2 * cache)
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:
         raise ValueError(
@@ -416,7 +427,7 @@ def measure(args: argparse.Namespace, device: torch.device) -> dict[str, list[di
             reading(model, lengths, args.repeats),
         ),
         "reading memory": show(
-            "Reading: peak memory beyond the weights", memory(prefill, large, *machine)
+            "Reading: peak memory alive beyond the weights", memory(prefill, large, *machine)
         ),
         "writing": show(
             f"Writing after a prompt of {model.config.chunk} bytes",
@@ -429,7 +440,7 @@ def measure(args: argparse.Namespace, device: torch.device) -> dict[str, list[di
             "Training: forward and backward on one row", training(model, trained, args.repeats)
         ),
         "training memory": show(
-            "Training: peak memory beyond weights and gradients",
+            "Training: peak memory alive beyond weights and gradients",
             memory(train_step, trained, *machine),
         ),
         "counted": show(
@@ -437,10 +448,9 @@ def measure(args: argparse.Namespace, device: torch.device) -> dict[str, list[di
             counting(make_model(args.preset, args.cell, "meta"), lengths),
         ),
     }
-    segments = [row | {"bytes": row["bytes"] - SEGMENT} for row in tables["writing"]]  # begin at
     even = {
         "reading": wins_from(tables["reading"], lambda row: row["full / sketch"] > 1),
-        "writing": wins_from(segments, lambda row: row["sketch / full"] > 1),
+        "writing": wins_from(tables["writing"], lambda row: row["sketch / full"] > 1),
         "training": wins_from(tables["training"], lambda row: row["sketch / full time"] < 1),
     }
     tables["break-even"] = show(
@@ -525,16 +535,15 @@ def processor() -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    config = Config.preset(args.preset, cell=args.cell)
     device = torch.device("meta") if args.paper else find_device(args.device)
-    check(args, config)
+    check(args)
     machine = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
         "processor": processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "allocator": os.environ.get("GLIBC_TUNABLES", "as it comes"),
+        "allocator": os.environ.get("GLIBC_TUNABLES") or "as it comes",
     }
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     tables = count_paper(args.cell) if args.paper else measure(args, device)

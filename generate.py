@@ -139,7 +139,7 @@ class Session:
         """Begin with a prompt: (B, T) bytes, 0 <= T < capacity -> (B, 256) next byte's logits.
 
         `opening` comes before the first byte that is held as text. memory: sketch tokens
-        (B, S, m, C) of its finished chunks, to use instead of encoding them.
+        (B, S, m, C) of its finished chunks, to use instead of encoding them; "full" has none.
         """
         if prompt.shape[1] >= self.capacity:
             raise ValueError(

@@ -210,7 +210,7 @@ class Block(nn.Module):
     def forward(self, x, angles, attend):
         x = x + self.attention(norm(x), angles, attend)
         hidden = F.relu(self.up(norm(x)))
-        return x + self.down(hidden * hidden)
+        return x + self.down(hidden * hidden)  # .square() makes three more tensors going back
 
 
 # ----------------------------------------------------------------------- encoder and aligner

@@ -79,6 +79,8 @@ def test_flops_are_those_counted_by_hand(length):
     chunks = torch.empty(1, length // n, n, dtype=int, device="meta")
     assert sketch["encoder"] == bench.flops(lambda: model.remember(chunks))[0]
     assert sketch["torch"] == decoder(S, S) + sketch["encoder"]
+    text = torch.empty(1, length, dtype=int, device="meta")
+    assert sketch["torch"] == bench.flops(lambda: bench.prefill(model, "sketch", text))[0]
     assert sketch["read"] == decoder(S, S) - S * S * scores / 2 + sketch["encoder"]
     steps = [decoder(1, T + 1 + k) for k in range(n)]
     assert full["write"] == pytest.approx(sum(steps) / n)

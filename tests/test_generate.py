@@ -119,6 +119,14 @@ def test_samples_of_one_prefill_equal_separate_runs(model):
         assert bytes(rows[row].tolist()) == alone
 
 
+def test_a_prompts_sketch_tokens_can_be_given(model):
+    prompt = torch.randint(256, (2, 3 * n + 5))
+    memory = model.remember(prompt[:, : 3 * n].view(2, 3, n))
+    logits = Session(model, 2).prefill(prompt)
+    torch.testing.assert_close(Session(model, 2).prefill(prompt, memory=memory), logits)
+    assert not torch.allclose(Session(model, 2).prefill(prompt, memory=-memory), logits)
+
+
 def test_a_batch_of_prompts_equals_separate_runs(model):
     prompts = [b"first " * 6, b"second" * 6]
     session = Session(model, 2)
