@@ -384,7 +384,7 @@ def check(args: argparse.Namespace) -> None:
     """Raises ValueError for settings that make no sense or cannot fit into memory."""
     for path in (args.json, args.plot):
         if path and (Path(path).is_dir() or not Path(path).parent.is_dir()):
-            raise ValueError(f"{path} is a folder or in none, expected the path of a file")
+            raise ValueError(f"cannot write {path}, expected a file in a folder that is there")
     if args.paper:
         if args.plot:
             raise ValueError("--plot draws what is measured, --paper only counts: leave one out")

@@ -113,8 +113,12 @@ def parse_cell(text: str) -> tuple[int, int]:
 
 
 def read_bytes(path: str) -> bytes:
-    """The bytes of a file, or of standard input for '-'."""
-    return sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    """The bytes of a file, or of standard input for '-'. Raises ValueError, or OSError."""
+    if path == "-":
+        return sys.stdin.buffer.read()
+    if not Path(path).exists():
+        raise ValueError(f"{path} is not there, expected a file, or - for standard input")
+    return Path(path).read_bytes()
 
 
 def contact_sheet(text: bytes, cell: tuple[int, int], chunk: int, columns: int = 4) -> Image.Image:

@@ -384,8 +384,9 @@ def train(
 
 def standing(out: Path) -> str:
     """What is left when a run ends early."""
-    if (out / "model.pt").exists():
-        return f"{out}/model.pt stands as it was last saved"
+    path = out / "model.pt"
+    if path.exists():
+        return f"{path} stands as it was saved at step {read_checkpoint(path)['info']['step']}"
     return "no checkpoint had been saved yet"
 
 

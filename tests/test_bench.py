@@ -161,9 +161,9 @@ def test_break_even_is_where_winning_begins_for_good():
         (["--device", "abacus"], "device 'abacus' is not there"),
         (
             ["--json", "no/such/folder/cost.json"],
-            "no/such/folder/cost.json is a folder or in none",
+            "cannot write no/such/folder/cost.json, expected a file",
         ),
-        (["--plot", "."], "expected the path of a file"),
+        (["--plot", "."], "expected a file in a folder"),
         (["--plot", "cost.png"], "--plot needs matplotlib"),
         (["--plot", "cost.png", "--paper"], "leave one out"),
     ],

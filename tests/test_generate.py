@@ -265,9 +265,9 @@ def test_read_prints_chunk_beside_chunk_with_its_accuracy(checkpoint, tmp_path, 
         (["--history-chunks", "1"], "--history-chunks is 1"),
         (["--device", "tpu"], "device 'tpu' is not there"),
         (["--device", "cuda"], "device 'cuda' is not there"),
-        (["--read", "missing"], "No such file"),
+        (["--read", "missing"], "missing is not there, expected a file"),
         (["--read", "tiny"], "at least one chunk"),
-        (["--prompt-file", "missing"], "No such file"),
+        (["--prompt-file", "missing"], "missing is not there, expected a file"),
     ],
 )
 def test_bad_input_gets_one_clear_line(checkpoint, tmp_path, monkeypatch, arguments, said):

@@ -71,7 +71,7 @@ def test_command_line_draws_any_bytes(tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["missing"], "No such file"),
+        (["missing"], "missing is not there, expected a file"),
         (["empty"], "at least one byte"),
         (["some", "--chunk", "63"], "chunk 63 does not divide"),
         (["some", "--chunk", "0"], "chunk 0 does not divide"),
