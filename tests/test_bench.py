@@ -91,6 +91,12 @@ def test_flops_are_those_counted_by_hand(length):
     entry = 2 * config.layers * config.kv_heads * config.head_width * 4  # bytes
     assert (full["entries"], sketch["entries"]) == (T, S)
     assert full["cache"] == T * entry and sketch["cache"] == S * entry
+    for history, counted in (("full", full), ("sketch", sketch)):
+        deep = Config.preset("mini", chunk=16, layers=5, encoder_layers=3)
+        with torch.device("meta"):
+            whole = bench.count(Vist2(deep), history, length)
+        assert bench.count_deep(deep, history, length) == pytest.approx(whole)
+        assert bench.count_deep(config, history, length) == pytest.approx(counted)
 
 
 def test_the_papers_sizes_are_counted_beside_its_claims(monkeypatch, capsys):
