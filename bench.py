@@ -247,8 +247,8 @@ def flops(work: Callable) -> tuple[int, int]:
     """FLOPs of some work on the meta device, all and those of attention scores and sums."""
     with FlopCounterMode(display=False) as counter:
         work()
-    counts = counter.get_flop_counts()["Global"]
-    return sum(counts.values()), counts[torch.ops.aten.bmm]
+    counts = counter.get_flop_counts().get("Global", {})  # nothing at all for gist
+    return sum(counts.values()), counts.get(torch.ops.aten.bmm, 0)
 
 
 def count(model: Vist2, history: str, length: int) -> dict[str, float]:
@@ -551,10 +551,9 @@ def processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def run(args: argparse.Namespace) -> None:
-    device = torch.device("meta") if args.paper else find_device(args.device)
-    check(args)
-    machine = {
+def this_machine(device: torch.device) -> dict[str, str | int]:
+    """What a figure should be read with."""
+    return {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
         "processor": processor(),
         "threads": torch.get_num_threads(),
@@ -562,6 +561,12 @@ def run(args: argparse.Namespace) -> None:
         "python": platform.python_version(),
         "allocator": os.environ.get("GLIBC_TUNABLES") or "as it comes",
     }
+
+
+def run(args: argparse.Namespace) -> None:
+    device = torch.device("meta") if args.paper else find_device(args.device)
+    check(args)
+    machine = this_machine(device)
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     tables = count_paper(args.cell) if args.paper else measure(args, device)
     if args.json:

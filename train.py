@@ -169,46 +169,77 @@ def rate(step: int, steps: int) -> float:
 # -------------------------------------------------------------------------------- evaluation
 
 
-@torch.inference_mode()
-def evaluate(
-    model: Vist2, corpus: Corpus, history: str, count: int | None = None
-) -> dict[str, float]:
-    """Bits per byte on held-out windows (all, or the first `count`), and reading accuracy.
+PLACES = ("bpb", "position 0", "first 4", "from 16 on")
 
-    position 0, first 4 and from 16 on are places in a chunk, in the later half of the window.
-    Draws nothing from any random state that training uses.
+
+@torch.inference_mode()
+def held_out_bits(
+    model: Vist2,
+    corpus: Corpus,
+    history: str,
+    count: int | None = None,
+    shown: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Bits of each byte of the held-out windows (all, or the first `count`): (K, N, n).
+
+    shown: windows (K, N n) for the sketches to show in place of the text, as a control.
     """
     config, device = model.config, model.decoder.head.weight.device
     windows = corpus.held_out.windows()[:count].view(-1, config.chunks, config.chunk)
     bits = []
-    for text in windows.split(16):
-        text = text.to(device)
-        bits.append(byte_losses(model(text, history=history), text).cpu() / math.log(2))
-    bits = torch.cat(bits)  # (K, N, n)
-    later = bits[:, config.chunks // 2 :]
+    for start in range(0, len(windows), 16):
+        text, memory = windows[start : start + 16].to(device), None
+        if shown is not None:
+            memory = model.remember(shown[start : start + 16].view_as(text).to(device))
+        logits = model(text, history=history, memory=memory)
+        bits.append(byte_losses(logits, text).cpu() / math.log(2))
+    return torch.cat(bits)
+
+
+def by_place(bits: torch.Tensor) -> dict[str, float]:
+    """PLACES of (K, N, n) bits: means over all, and by place in a chunk in the later half."""
+    later = bits[:, bits.shape[1] // 2 :]
     result = {
         "bpb": bits.mean(),
         "position 0": later[..., 0].mean(),
         "first 4": later[..., :4].mean(),
     }
-    if config.chunk > 16:
+    if bits.shape[2] > 16:
         result["from 16 on"] = later[..., 16:].mean()
-    if history == "sketch":
-        rows = 2 * min(len(windows), 128)
-        text, openings, _ = reading_batch(
-            corpus.held_out, rows, config.chunk, generator("evaluation")
-        )
-        right = torch.cat(
-            [
-                model(t.to(device), o.to(device))[:, 1].argmax(-1).cpu() == t[:, 1]
-                for t, o in zip(text.split(32), openings.split(32))
-            ]
-        ).float()
-        result |= {
-            "reading noise": right[: rows // 2].mean(),
-            "reading text": right[rows // 2 :].mean(),
-        }
     return {name: value.item() for name, value in result.items()}
+
+
+@torch.inference_mode()
+def reading_accuracy(model: Vist2, corpus: Corpus, chunks: int) -> dict[str, float]:
+    """Share of bytes that READ gets right, teacher-forced, of as many chunks of noise and text."""
+    device = model.decoder.head.weight.device
+    text, openings, _ = reading_batch(
+        corpus.held_out, 2 * chunks, model.config.chunk, generator("evaluation")
+    )
+    right = torch.cat(
+        [
+            model(t.to(device), o.to(device))[:, 1].argmax(-1).cpu() == t[:, 1]
+            for t, o in zip(text.split(32), openings.split(32))
+        ]
+    ).float()
+    return {
+        "reading noise": right[:chunks].mean().item(),
+        "reading text": right[chunks:].mean().item(),
+    }
+
+
+def evaluate(
+    model: Vist2, corpus: Corpus, history: str, count: int | None = None
+) -> dict[str, float]:
+    """Bits per byte on held-out windows (all, or the first `count`), and reading accuracy.
+
+    Draws nothing from any random state that training uses.
+    """
+    bits = held_out_bits(model, corpus, history, count)
+    reading = {}
+    if history == "sketch":
+        reading = reading_accuracy(model, corpus, min(len(bits), 128))
+    return by_place(bits) | reading
 
 
 def report(model: Vist2, corpus: Corpus, info: dict) -> None:
@@ -382,6 +413,16 @@ def train(
     return info
 
 
+def run_settings(config: Config, recipe: dict, history: str, **more) -> dict:
+    """All that a run depends on, as plain types; a resume must agree with it.
+
+    recipe: see DEFAULTS. more: data, seed, bf16 and compile.
+    """
+    plan = [asdict(stage) for stage in stages(history, recipe["steps"])]
+    constants = {"spelling": SPELLING, "adamw": ADAMW_RATE, "stages": plan}
+    return asdict(config) | recipe | {"history": history} | more | constants
+
+
 def standing(out: Path) -> str:
     """What is left when a run ends early."""
     path = out / "model.pt"
@@ -505,12 +546,15 @@ def run(args: argparse.Namespace, out: Path) -> None:
         if not 0 < value < float("inf"):
             raise ValueError(f"--{name.replace('_', '-')} is {value}, expected more than 0")
     corpus = load_corpus(args.data, config.chunks * config.chunk)
-    # all that a run depends on, as plain types; a resume must agree with it
-    settings = asdict(config) | DEFAULTS[args.preset] | chosen
-    settings |= {"history": args.history, "data": corpus.digest, "seed": args.seed}
-    settings |= {"bf16": device.type == "cuda" if args.bf16 is None else args.bf16}
-    settings |= {"compile": args.compile, "spelling": SPELLING, "adamw": ADAMW_RATE}
-    settings |= {"stages": [asdict(s) for s in stages(args.history, settings["steps"])]}
+    settings = run_settings(
+        config,
+        DEFAULTS[args.preset] | chosen,
+        history=args.history,
+        data=corpus.digest,
+        seed=args.seed,
+        bf16=device.type == "cuda" if args.bf16 is None else args.bf16,
+        compile=args.compile,
+    )
     path, resumed = out / "model.pt", None
     if args.resume:
         resumed = read_checkpoint(path)

@@ -287,7 +287,7 @@ def places(N: int, n: int, m: int, S: int, device=None) -> tuple[torch.Tensor, t
     return torch.cat([sketch_ids, text_ids], dim=1), positions
 
 
-def visible(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+def visible(query: torch.Tensor, key: torch.Tensor, window=0, leak=False) -> torch.Tensor:
     """Who sees whom: ids (3, .., Q) and (3, .., K) -> (.., Q, K) bool. Two rules:
 
         nothing looks ahead;  a sketch is visible to all, a byte to the bytes of its own chunk
@@ -303,6 +303,9 @@ def visible(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
        sketch 1 s . . x . . x . .
         chunk 2 t . . x . . x x .      the opening of chunk 2: two sketches are all its past
                 t . . x . . x x x
+
+    Two dials, for the rivals in compare.py. window: a byte sees so many finished chunks before its
+    own as text, and the sketches of older ones only. leak: a sketch sees its own chunk's text.
     """
     q_chunk, q_kind, q_index = query.unsqueeze(-1)
     k_chunk, k_kind, k_index = key.unsqueeze(-2)
@@ -311,7 +314,10 @@ def visible(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     causal = (
         (k_chunk < q_chunk) | same_part & (k_index <= q_index) | same_chunk & (k_kind < q_kind)
     )
-    return causal & ((k_kind == 1) | (q_kind == 0) & same_chunk)
+    near = q_chunk - k_chunk <= window
+    sketch_seen = (q_kind == 1) | ~near
+    text_seen = (q_kind == 0) & near | same_chunk & leak
+    return causal & torch.where(k_kind == 1, sketch_seen, text_seen)
 
 
 def block_masks(ids: torch.Tensor, S: int, m: int, blocks: int) -> list[torch.Tensor]:
@@ -391,6 +397,10 @@ class Vist2(nn.Module):
         memory = self.aligner(self.encoder(sketches))
         return rearrange(memory, "(B N) m C -> B N m C", N=chunks.shape[1])
 
+    def attend_text(self, N: int, n: int):
+        """How N chunks of text see each other where there are no sketches: as in a plain GPT."""
+        return partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=True)
+
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Bytes and openings, (..) ids -> (.., C)."""
         return norm(self.decoder.embed(ids))
@@ -403,24 +413,38 @@ class Vist2(nn.Module):
         common code. Attention compares linearly too, so it can look up text by its content where
         there is one; learning to read alone did not bring it about.
         """
-        h, w = self.config.cell
-        spelled = rearrange(
-            self.speller(memory),
-            "B N (row col) (line byte C) -> B N (row line col byte) C",
-            col=min(PAGE // PATCH, memory.shape[2]),
-            line=PATCH // h,
-            byte=PATCH // w,
-        )
+        spelled = self.in_reading_order(self.speller(memory))
         alphabet = self.embed(torch.arange(BYTES, device=memory.device))
         return 10 / self.config.width * norm(spelled) @ alphabet.T
 
-    def forward(self, text, openings=None, history="sketch", memory=None, prompt_chunks=0):
+    def in_reading_order(self, spelled: torch.Tensor) -> torch.Tensor:
+        """From patches to bytes: (B, N, m, ratio C) -> (B, N, n, C)."""
+        h, w = self.config.cell
+        return rearrange(
+            spelled,
+            "B N (row col) (line byte C) -> B N (row line col byte) C",
+            col=min(PAGE // PATCH, spelled.shape[2]),
+            line=PATCH // h,
+            byte=PATCH // w,
+        )
+
+    def forward(
+        self,
+        text,
+        openings=None,
+        history="sketch",
+        memory=None,
+        prompt_chunks=0,
+        window=0,
+        leak=False,
+    ):
         """Logits of every byte of a text, given what its history policy lets it see.
 
         text: (B, N, n) bytes. openings: (B, N) ids, all START if None; unused where the byte
         before is visible as text and opens the chunk itself. history: one of HISTORIES; for
         "prompt", `prompt_chunks` leading chunks are the prompt. memory: sketch tokens (B, N, m, C)
         to use instead of remember(text); the last chunk's are seen by nobody and may be left out.
+        window, leak: see `visible`, for "sketch".
         Returns (B, N, n, 256) logits, of which [:, i, k] predicts text[:, i, k].
         """
         B, N, n = text.shape
@@ -437,11 +461,12 @@ class Vist2(nn.Module):
             raise ValueError(f"history is {history!r}, expected one of {', '.join(HISTORIES)}")
         S = min({"sketch": N, "full": 0, "prompt": prompt_chunks}[history], N - 1)
 
-        first = torch.cat([openings[:, : S + 1], text[:, S:-1, -1]], dim=1)  # (B, N)
+        opened = 1 if window else S + 1  # chunks whose opening is not the byte before
+        first = torch.cat([openings[:, :opened], text[:, opened - 1 : -1, -1]], dim=1)  # (B, N)
         inputs = torch.cat([first[:, :, None], text[:, :, :-1]], dim=2)  # (B, N, n)
         x = rearrange(self.embed(inputs), "B N n C -> B (N n) C")
         if S == 0:
-            attend = partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=True)
+            attend = self.attend_text(N, n)
             x = self.decoder(
                 x, torch.arange(N * n, device=x.device), [attend] * self.config.layers
             )
@@ -449,12 +474,12 @@ class Vist2(nn.Module):
             memory = (self.remember(text[:, :S]) if memory is None else memory[:, :S]).to(x.dtype)
             m = memory.shape[2]
             ids, positions = places(N, n, m, S, text.device)
-            blocks = math.gcd(N, BLOCKS) if S == N - 1 else 1  # one long chunk stays in one block
-            attend = partial(
-                interleaved_attention,
-                sketched=S * m,
-                masks=block_masks(ids, S, m, blocks),
-            )
+            if S == N - 1 and not window and not leak:
+                masks = block_masks(ids, S, m, math.gcd(N, BLOCKS))
+                attend = partial(interleaved_attention, sketched=S * m, masks=masks)
+            else:
+                mask = visible(ids, ids, window, leak)
+                attend = partial(F.scaled_dot_product_attention, attn_mask=mask, enable_gqa=True)
             x = torch.cat([rearrange(memory, "B S m C -> B (S m) C"), x], dim=1)
             x = self.decoder(x, positions, [attend] * self.config.layers)[:, S * m :]
         return rearrange(self.decoder.head(x), "B (N n) V -> B N n V", N=N)

@@ -1,0 +1,595 @@
+"""Every way of keeping the past, at the same number of memory tokens, trained on the same bytes.
+
+    python compare.py                            one seed, 4x, the whole curriculum: hours
+    python compare.py --steps 2100 --seeds 3     each run in some eight minutes, not twenty
+    python compare.py --quick                    does it run? its figures are no results
+
+A rival is another `remember`, another mask, or both. All else is one and the same: decoder,
+curriculum, windows of text, rates. Each run is kept on disk under its settings, so that a
+comparison that was interrupted goes on where it stopped.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from einops import rearrange
+from tqdm import tqdm
+
+from bench import find_pyplot, flops, show, this_machine, written
+from data import Corpus, load_corpus
+from generate import Session, exit_if_out_of_memory, find_device, write
+from train import (
+    DEFAULTS,
+    PLACES,
+    by_place,
+    held_out_bits,
+    reading_accuracy,
+    run_settings,
+    train,
+)
+from vist2 import (
+    READ,
+    Aligner,
+    Block,
+    Config,
+    Vist2,
+    byte_losses,
+    norm,
+    read_checkpoint,
+    rope_angles,
+)
+
+CELLS = {2: (16, 8), 4: (16, 4), 8: (8, 4), 16: (4, 4)}  # of each ratio
+
+
+# -------------------------------------------------------------------------------- the rivals
+
+
+class Recent(Vist2):
+    """Truncation at equal cache: beyond the own chunk, as many of the newest bytes as the sketch
+    model would have memory tokens; no memory. What a byte has seen it hands on to the next layer,
+    so this sliding window looks further back than a text that is cut off."""
+
+    def attend_text(self, N, n):
+        m = n // self.config.ratio
+        place = torch.arange(N * n, device=self.decoder.head.weight.device)
+        first = place // n * (n - m)  # chunk i sees i m bytes before its own i n
+        key = place[None, :]
+        mask = (key <= place[:, None]) & (key >= first[:, None])
+        return partial(F.scaled_dot_product_attention, attn_mask=mask, enable_gqa=True)
+
+    def forward(self, text, openings=None, history="recent", memory=None, **dials):
+        return super().forward(text, openings, "full", memory)
+
+
+class PromptOnly(Vist2):
+    """The first half as sketches, the rest as text: Glyph; "Text or Pixels?"."""
+
+    def forward(self, text, openings=None, history="sketch", memory=None, **dials):
+        half = {"prompt_chunks": text.shape[1] // 2}
+        if history == "sketch":
+            return super().forward(text, openings, "prompt", memory, **half)
+        return super().forward(text, openings, history, memory)
+
+
+class SlowFast(Vist2):
+    """The newest finished chunk as text, older ones as sketches: Vist (slow and fast paths). What
+    text has seen it hands on, layer by layer, as in any sliding window."""
+
+    window = 1
+
+    def forward(self, text, openings=None, history="sketch", memory=None, **dials):
+        reads = openings is not None and bool((openings == READ).any())  # from the sketch alone
+        if history == "sketch" and not reads:
+            return super().forward(text, openings, history, memory, window=self.window)
+        return super().forward(text, openings, history, memory)
+
+
+class Leak(Vist2):
+    """No rival but an ablation: sketch tokens see their own chunk's text in the decoder."""
+
+    def forward(self, text, openings=None, history="sketch", memory=None, **dials):
+        return super().forward(text, openings, history, memory, leak=history == "sketch")
+
+
+class Frozen(Vist2):
+    """A control: the encoder stays as it was drawn at random; aligner and decoder learn."""
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.encoder.requires_grad_(False)
+
+
+class Latent(Vist2):
+    """Base of the rivals without pixels: `encode` turns the embeddings of (B', n) bytes into
+    (B', m, C), which the aligner takes. Token k stands for r = n / m consecutive bytes."""
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.encoder = nn.ModuleList()
+        self.aligner = Aligner(replace(config, encoder_width=config.width))
+
+    def remember(self, chunks):
+        memory = norm(self.encode(self.embed(rearrange(chunks, "B N n -> (B N) n"))))
+        return rearrange(self.aligner(memory), "(B N) m C -> B N m C", N=chunks.shape[1])
+
+    def in_reading_order(self, spelled):
+        return rearrange(spelled, "B N m (byte C) -> B N (m byte) C", C=self.config.width)
+
+
+class MeanPool(Latent):
+    """The mean of the bytes' embeddings: the plainest rival of the critique (arXiv 2512.03643)."""
+
+    def encode(self, x):
+        return rearrange(x, "B (m r) C -> B m r C", r=self.config.ratio).mean(dim=2)
+
+
+class Conv(Latent):
+    """Strided residual convolutions: the critique's second rival. Each layer halves the length."""
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        C = config.width
+        self.encoder.extend(
+            nn.Conv1d(C, C, kernel_size=4, stride=2, padding=1)
+            for _ in range(int(math.log2(config.ratio)))
+        )
+
+    def encode(self, x):
+        x = rearrange(x, "B n C -> B C n")
+        for layer in self.encoder:
+            x = F.avg_pool1d(x, 2) + F.relu(layer(x))
+        return rearrange(x, "B C m -> B m C")
+
+
+class Queries(Latent):
+    """Learned queries that attend to the chunk's bytes, as in SweetTok and latent compressors:
+    the ViT's blocks over bytes and queries; one learned query, told apart by its place."""
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        C, heads = config.width, config.encoder_heads
+        self.query = nn.Parameter(torch.randn(C))
+        self.encoder = nn.ModuleDict(
+            {
+                "blocks": nn.ModuleList(
+                    Block(C, heads, heads, C // heads, 4 * C) for _ in range(config.encoder_layers)
+                )
+            }
+        )
+
+    def encode(self, x):
+        n, r = x.shape[1], self.config.ratio
+        bytes_at = torch.arange(n, device=x.device)
+        positions = torch.cat([bytes_at, bytes_at[r - 1 :: r]])
+        angles = rope_angles(positions, x.shape[2] // self.config.encoder_heads, 1000.0)
+        x = torch.cat([x, self.query.expand(len(x), n // r, -1)], dim=1)
+        for block in self.encoder["blocks"]:
+            x = block(x, angles, F.scaled_dot_product_attention)
+        return x[:, n:]
+
+
+class Gist(Latent):
+    """The decoder's own states at m slots after reading the chunk, in every layer: Fwd2Bot,
+    Activation Beacon. One learned slot, told apart by its place; the last is the chunk's last
+    byte, which is no input otherwise. Nothing more is known of a chunk before the decoder reads
+    it, so there is nothing to spell, in the stage of spelling or later."""
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        del self.aligner
+        self.slot = nn.Parameter(torch.randn(config.width))
+
+    def remember(self, chunks):
+        B, N, n = chunks.shape
+        slots = self.slot.tanh().expand(B, N, n // self.config.ratio - 1, -1)
+        return torch.cat([slots, self.embed(chunks[..., -1:])], dim=2)
+
+    def spell(self, memory):
+        return 0 * super().spell(memory)
+
+    def forward(self, text, openings=None, history="sketch", memory=None, **dials):
+        return super().forward(text, openings, history, memory, leak=history == "sketch")
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A class of model, and what train.py and Session take as its history."""
+
+    model: type[Vist2]
+    training: str = "sketch"  # spells and reads before it learns language; the others do not
+    writing: str | None = None
+
+
+RIVALS = {
+    "none": Rival(Vist2, "none"),  # the lower reference
+    "full": Rival(Vist2, "full", "full"),  # the upper one
+    "sketch": Rival(Vist2, writing="sketch"),  # VIST2
+    "recent": Rival(Recent, "recent"),
+    "meanpool": Rival(MeanPool, writing="sketch"),
+    "conv": Rival(Conv, writing="sketch"),
+    "queries": Rival(Queries, writing="sketch"),
+    "gist": Rival(Gist),
+    "slowfast": Rival(SlowFast),
+    "prompt": Rival(PromptOnly),
+    "leak": Rival(Leak),
+    "frozen": Rival(Frozen),
+}
+REFERENCES = ("none", "full")  # do not depend on the ratio
+JUDGE_SEED = 100
+LEAST_GAP = 0.02  # bits between the references; below it, gap closed is noise and left blank
+VERSION = 1  # raise it when a rival changes, so that no old run is taken for a new one
+
+
+# ---------------------------------------------------------------------------- train and score
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a rival at a ratio with a seed."""
+
+    rival: str
+    ratio: int
+    seed: int
+
+    @property
+    def config(self) -> Config:
+        return Config(cell=CELLS[self.ratio])
+
+    def settings(self, steps: int, corpus: Corpus, device: torch.device) -> dict:
+        """All that the result depends on."""
+        settings = run_settings(
+            self.config,
+            DEFAULTS["tiny"] | {"steps": steps},
+            history=RIVALS[self.rival].training,
+            data=corpus.digest,
+            seed=self.seed,
+            bf16=device.type == "cuda",
+            compile=False,
+        )
+        return settings | {"rival": self.rival, "version": VERSION}
+
+
+def trained(run: Run, steps: int, corpus: Corpus, device: torch.device, folder: Path):
+    """(model, its folder): trained from nothing, or from where it stopped, or read if finished."""
+    settings = run.settings(steps, corpus, device)
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    out = folder / f"{run.rival}-{run.ratio}x-seed{run.seed}-{key}"
+    out.mkdir(parents=True, exist_ok=True)
+    path, resumed = out / "model.pt", None
+    torch.manual_seed(run.seed)
+    model = RIVALS[run.rival].model(run.config).to(device)
+    if path.exists():
+        resumed = read_checkpoint(path)
+        model.load_state_dict(resumed["model"])
+    if not resumed or resumed["info"]["step"] < resumed["info"]["steps"]:
+        train(model, corpus, settings, out, device, resumed)
+    return model.eval(), out
+
+
+def score(run: Run, model: Vist2, corpus: Corpus, windows: int | None) -> dict:
+    """What a trained rival reaches on held-out text, and what it keeps and takes."""
+    rival, config = RIVALS[run.rival], run.config
+    bits = held_out_bits(model, corpus, rival.training, windows)
+    result = by_place(bits) | {
+        "by position": bits[:, config.chunks // 2 :].mean(dim=(0, 1)).tolist(),
+        "by chunk": bits.mean(dim=(0, 2)).tolist(),
+    }
+    n, m = config.chunk, config.chunk // config.ratio
+    # What a finished chunk leaves: entries in the cache ("slowfast" has n more for the newest
+    # chunk, "prompt" n for each that it writes), and the least to keep in order to go on: text as
+    # such, m vectors, or keys and values of all layers where these have read text.
+    entry = 2 * config.layers * config.kv_heads * config.head_width * 4
+    entries = {"none": 0, "full": n}.get(run.rival, m)
+    least = {"none": 0, "full": n, "recent": m, "gist": m * entry, "leak": m * entry}
+    result |= {"entries": entries, "KiB": least.get(run.rival, m * 4 * config.width) / 1024}
+    result |= {"encoder weights": 0, "encoder MFLOP": 0.0}
+    if rival.training == "sketch":
+        result |= reading_accuracy(model, corpus, min(len(bits), 128))
+        result["encoder weights"] = sum(
+            p.numel()
+            for name, p in model.named_parameters()
+            if not name.startswith(("decoder", "speller"))
+        )
+        with torch.device("meta"):
+            twin = rival.model(config)
+        chunk = torch.zeros(1, 1, n, dtype=torch.long, device="meta")
+        result["encoder MFLOP"] = flops(lambda: twin.remember(chunk))[0] / 1e6
+    return result
+
+
+def scored(run: Run, steps: int, corpus, device, folder: Path, windows: int | None) -> dict:
+    """The score of a run, kept beside its checkpoint."""
+    model, out = trained(run, steps, corpus, device, folder)
+    path = out / f"score-{windows or 'all'}.json"
+    if not path.exists():
+        path.write_text(json.dumps(score(run, model, corpus, windows), indent=1) + "\n")
+    return json.loads(path.read_text())
+
+
+def controls(model: Vist2, corpus: Corpus, windows: int | None) -> dict[str, dict]:
+    """What becomes of a trained sketch model when its sketches show something else."""
+    text = corpus.held_out.windows()[:windows]
+    rng = torch.Generator().manual_seed(0)
+    shown = {
+        "as it is": text,
+        "blank sketches": torch.full_like(text, ord(" ")),
+        "another text's sketches": text.roll(len(text) // 2, 0),
+        "permuted glyphs": torch.randperm(256, generator=rng)[text],
+    }
+    return {
+        name: by_place(held_out_bits(model, corpus, "sketch", windows, other))
+        for name, other in shown.items()
+    }
+
+
+# ------------------------------------------------------------------------------- long writing
+
+
+def continuations(model: Vist2, history: str, prompts: torch.Tensor, length: int):
+    """(B, T) prompts -> (B, T + length), drawn at temperature 0.8."""
+    session = Session(model, len(prompts), history)
+    logits = session.prefill(prompts)
+    new = torch.stack(list(write(session, logits, length, 0.8, None, 0)), dim=1)
+    return torch.cat([prompts.cpu(), new.cpu()], dim=1)
+
+
+@torch.inference_mode()
+def judged(judge: Vist2, text: torch.Tensor, half: int) -> dict[str, float]:
+    """Bits per byte of a text (B, k half) after its first `half` bytes, under a model that sees
+    `half` or more bytes before each; and the share of 16-byte strings that come twice in `half`."""
+    windows = text.unfold(1, 2 * half, half).flatten(0, 1)  # (B (k - 1), 2 half)
+    chunks = windows.view(len(windows), -1, judge.config.chunk).to(
+        judge.decoder.head.weight.device
+    )
+    bits = byte_losses(judge(chunks, history="full"), chunks).flatten(1)[:, half:] / math.log(2)
+    repeated = []
+    for row in text[:, half:].unfold(1, half, half).flatten(0, 1).tolist():
+        strings = [bytes(row[i : i + 16]) for i in range(len(row) - 15)]
+        repeated.append(1 - len(set(strings)) / len(strings))
+    return {"judge bpb": bits.mean().item(), "repeated %": 100 * statistics.mean(repeated)}
+
+
+def long_writing(writers: list[str], models: Callable, steps: int, corpus, device, folder):
+    """Yield a row for real text and one for each writer, judged by a `full` of its own seed."""
+    judge, _ = trained(Run("full", 4, JUDGE_SEED), steps, corpus, device, folder)
+    half = judge.config.chunks // 2 * judge.config.chunk
+    windows = corpus.held_out.windows()
+    picked = windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))[:32]]
+    yield {"writer": "held-out text"} | judged(judge, picked, half)
+    for name in writers:
+        text = continuations(
+            models(name), RIVALS[name].writing, picked[:, :half].to(device), 3 * half
+        )
+        yield {"writer": name} | judged(judge, text, half)
+
+
+# ----------------------------------------------------------------------------------- reports
+
+GAPS = {"gap all %": "bpb", "gap 0 %": "position 0", "gap 16+ %": "from 16 on"}
+
+
+def with_gaps(scores: list[dict]) -> list[dict]:
+    """How much of what text gives over nothing each run has, in percent, where both are known."""
+    known = {(s["rival"], s["seed"]): s for s in scores}
+    result = []
+    for s in scores:
+        none, full = (known.get((name, s["seed"])) for name in REFERENCES)
+        gaps = {
+            gap: 100 * (none[place] - s[place]) / (none[place] - full[place])
+            for gap, place in GAPS.items()
+            if none and full and none.get(place, 0) - full.get(place, 0) > LEAST_GAP
+        }
+        result.append(s | gaps)
+    return result
+
+
+def summary(values: list[float]) -> str:
+    """The mean over seeds, and half the distance from least to most."""
+    mean, half = statistics.mean(values), (max(values) - min(values)) / 2
+    return f"{mean:.4g} ± {half:.2g}" if len(values) > 1 else f"{mean:.4g}"
+
+
+def row(rival: str, ratio: int, results: list[dict]) -> dict[str, str]:
+    """A line of the table, over the seeds of a rival."""
+    columns = (*PLACES, *GAPS, "reading noise", "reading text")
+    costs = ("encoder weights", "encoder MFLOP", "entries", "KiB")
+    return (
+        {"rival": rival, "ratio": "" if rival in REFERENCES else f"{ratio}x"}
+        | {
+            name: summary([r[name] for r in results]) if name in results[0] else ""
+            for name in columns
+        }
+        | {name: results[0][name] for name in costs}
+    )
+
+
+def draw(scores: list[dict], folder: Path) -> None:
+    """Four figures of all scores: by ratio, by place in the chunk, reading, gap closed."""
+    pyplot = find_pyplot()
+    names = list(dict.fromkeys(s["rival"] for s in scores))
+
+    def lines(title: str, unit: str, points: Callable[[str], tuple[list, list]], file: str, log):
+        figure, axis = pyplot.subplots(figsize=(8, 5), layout="constrained")
+        for name in names:
+            x, y = points(name)
+            if x:
+                axis.plot(x, y, ".-", label=name)
+        axis.set(title=title, xlabel="bytes a memory token" if log else "place in the chunk")
+        axis.set(ylabel=unit)
+        if log:
+            axis.set_xscale("log", base=2)
+        axis.legend()
+        figure.savefig(folder / file, dpi=100)
+        pyplot.close(figure)
+
+    def by_ratio(field: str):
+        def points(name: str):
+            found = [s for s in scores if s["rival"] == name and field in s]
+            ratios = sorted({s["ratio"] for s in found})
+            return ratios, [
+                statistics.mean(s[field] for s in found if s["ratio"] == r) for r in ratios
+            ]
+
+        return points
+
+    def by_position(name: str):
+        curves = [s["by position"] for s in scores if s["rival"] == name and s["ratio"] == 4]
+        curve = [statistics.mean(values) for values in zip(*curves)]
+        return list(range(len(curve))), curve
+
+    lines("held-out text", "bits per byte", by_ratio("bpb"), "ratio.png", True)
+    lines("random bytes read", "share", by_ratio("reading noise"), "reading.png", True)
+    lines("loss in a chunk, 4x", "bits per byte", by_position, "position.png", False)
+
+    figure, axis = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    at_4 = [s for s in scores if s["ratio"] == 4 and "gap all %" in s]
+    for place, gap in enumerate(GAPS):
+        for number, name in enumerate(names):
+            values = [s[gap] for s in at_4 if s["rival"] == name]
+            axis.plot([number + (place - 1) / 5] * len(values), values, f"C{place}.", label=gap)
+    axis.set(title="gap closed at 4x, one point a seed", ylabel="%")
+    axis.set_xticks(range(len(names)), names, rotation=30)
+    handles, labels = axis.get_legend_handles_labels()
+    axis.legend(*zip(*{label: (handle, label) for handle, label in zip(handles, labels)}.values()))
+    figure.savefig(folder / "gap.png", dpi=100)
+    pyplot.close(figure)
+
+
+# ------------------------------------------------------------------------------ command line
+
+
+def names(text: str) -> list[str]:
+    """--rivals; raises ArgumentTypeError, which argparse prints."""
+    chosen = text.split(",")
+    for name in chosen:
+        if name not in RIVALS:
+            raise argparse.ArgumentTypeError(
+                f"{name!r} is no rival, expected some of {','.join(RIVALS)}"
+            )
+    return chosen
+
+
+def ratios(text: str) -> list[int]:
+    """--ratios; raises ArgumentTypeError."""
+    chosen = text.split(",")
+    for ratio in chosen:
+        if ratio not in map(str, CELLS):
+            raise argparse.ArgumentTypeError(
+                f"{ratio!r} is no ratio, expected some of {','.join(map(str, CELLS))}"
+            )
+    return [int(ratio) for ratio in chosen]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description="Train and score every way of keeping the past at equal memory tokens.",
+    )
+    parser.add_argument(
+        "--rivals", type=names, default=list(RIVALS), help=f"of {','.join(RIVALS)} (all)"
+    )
+    parser.add_argument("--ratios", type=ratios, default=[4], help="of 2,4,8,16 (4)")
+    parser.add_argument("--seeds", type=int, default=1, help="how many (%(default)s)")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=DEFAULTS["tiny"]["steps"],
+        help="of each run, about (%(default)s)",
+    )
+    parser.add_argument("--quick", action="store_true", help="40 steps: does it run at all?")
+    parser.add_argument("--data", metavar="PATH", help="file or folder; default as in train.py")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (%(default)s)")
+    parser.add_argument(
+        "--out", metavar="DIR", default="runs/compare", help="for all runs (%(default)s)"
+    )
+    parser.add_argument("--json", metavar="PATH", help="write all scores as JSON")
+    parser.add_argument("--plot", metavar="DIR", help="draw four figures, needs matplotlib")
+    args = parser.parse_args(argv)
+    try:
+        compare(args)
+    except (ArithmeticError, OSError, ValueError) as error:
+        sys.exit(f"compare.py: {error}")
+    except RuntimeError as error:
+        exit_if_out_of_memory("compare.py", "--rivals", error)
+        raise
+    except KeyboardInterrupt:
+        print("\ncompare.py: stopped; the same command goes on", file=sys.stderr)
+        sys.exit(130)
+
+
+def compare(args: argparse.Namespace) -> None:
+    for name in ("seeds", "steps"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} is {getattr(args, name)}, expected 1 or more")
+    for path, there in (
+        (args.json, Path(args.json or ".").parent),
+        (args.plot, Path(args.plot or ".")),
+    ):
+        if path and not there.is_dir():
+            raise ValueError(f"{there} is not there, expected a folder")
+    if args.plot:
+        find_pyplot()
+    device, folder = find_device(args.device), Path(args.out)
+    corpus = load_corpus(args.data, Config().chunks * Config().chunk)
+    steps, windows = (40, 32) if args.quick else (args.steps, None)
+    print(", ".join(f"{name} {value}" for name, value in this_machine(device).items()))
+    print(f"{corpus.name}, digest {corpus.digest}; {steps} steps a run", end="")
+    print(": TOO FEW, these figures are no results\n" if args.quick else "\n")
+
+    lines = [
+        (name, ratio)
+        for name in sorted(args.rivals, key=lambda name: name not in REFERENCES)
+        for ratio in ([4] if name in REFERENCES else args.ratios)
+    ]
+    scores: list[dict] = []
+    with tqdm(total=len(lines) * args.seeds, unit="run", desc="all runs") as bar:
+        for number, (name, ratio) in enumerate(lines):
+            for seed in range(args.seeds):
+                result = scored(Run(name, ratio, seed), steps, corpus, device, folder, windows)
+                scores.append({"rival": name, "ratio": ratio, "seed": seed} | result)
+                bar.update()
+            scores = with_gaps(scores)
+            line = row(name, ratio, scores[-args.seeds :])
+            if number == 0:
+                tqdm.write(f"| {' | '.join(line)} |\n|{'---|' * len(line)}")
+            tqdm.write(f"| {' | '.join(map(written, line.values()))} |")
+    content = {
+        "machine": this_machine(device),
+        "steps": steps,
+        "data": corpus.digest,
+        "runs": scores,
+    }
+
+    def models(name: str) -> Vist2:
+        ratio = 4 if name in REFERENCES else args.ratios[0]
+        return trained(Run(name, ratio, 0), steps, corpus, device, folder)[0]
+
+    if "sketch" in args.rivals:
+        table = controls(models("sketch"), corpus, windows)
+        rows = ({"control of sketch": name} | result for name, result in table.items())
+        content["controls"] = show("What the sketches show, and what comes of it", rows)
+    writers = [name for name in args.rivals if RIVALS[name].writing]
+    if writers:
+        content["writing"] = show(
+            "Long writing: 12 chunks after 4, seeing up to 8, at temperature 0.8, read by a judge",
+            long_writing(writers, models, steps, corpus, device, folder),
+        )
+    if args.json:
+        Path(args.json).write_text(json.dumps(content, indent=1) + "\n")
+    if args.plot:
+        draw(scores, Path(args.plot))
+
+
+if __name__ == "__main__":
+    main()
