@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from generate import GROUP, Session, exit_if_out_of_memory, find_device
+from generate import GROUP, Session, errors_in_one_line, find_device
 from render import parse_cell, render
 from vist2 import BYTES, Config, Vist2, loss
 
@@ -531,12 +531,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--plot", metavar="PATH", help="draw four figures, needs matplotlib")
     args = parser.parse_args(argv)
     try:
-        run(args)
-    except (OSError, ValueError) as error:
-        sys.exit(f"bench.py: {error}")
-    except RuntimeError as error:
-        exit_if_out_of_memory("bench.py", "--lengths or --preset", error)
-        raise
+        with errors_in_one_line("bench.py", "--lengths or --preset"):
+            run(args)
     except KeyboardInterrupt:
         sys.exit(130)
 

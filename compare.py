@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from bench import find_pyplot, flops, show, this_machine, written
 from data import Corpus, load_corpus
-from generate import Session, exit_if_out_of_memory, find_device, write
+from generate import Session, errors_in_one_line, find_device, write
 from train import (
     DEFAULTS,
     PLACES,
@@ -69,18 +69,17 @@ class Recent(Vist2):
         mask = (key <= place[:, None]) & (key >= first[:, None])
         return partial(F.scaled_dot_product_attention, attn_mask=mask, enable_gqa=True)
 
-    def forward(self, text, openings=None, history="recent", memory=None, **dials):
+    def forward(self, text, openings=None, history="recent", memory=None):
         return super().forward(text, openings, "full", memory)
 
 
 class PromptOnly(Vist2):
     """The first half as sketches, the rest as text: Glyph; "Text or Pixels?"."""
 
-    def forward(self, text, openings=None, history="sketch", memory=None, **dials):
-        half = {"prompt_chunks": text.shape[1] // 2}
+    def forward(self, text, openings=None, history="sketch", memory=None):
         if history == "sketch":
-            return super().forward(text, openings, "prompt", memory, **half)
-        return super().forward(text, openings, history, memory)
+            history = "prompt"
+        return super().forward(text, openings, history, memory, prompt_chunks=text.shape[1] // 2)
 
 
 class SlowFast(Vist2):
@@ -89,17 +88,16 @@ class SlowFast(Vist2):
 
     window = 1
 
-    def forward(self, text, openings=None, history="sketch", memory=None, **dials):
+    def forward(self, text, openings=None, history="sketch", memory=None):
         reads = openings is not None and bool((openings == READ).any())  # from the sketch alone
-        if history == "sketch" and not reads:
-            return super().forward(text, openings, history, memory, window=self.window)
-        return super().forward(text, openings, history, memory)
+        window = self.window if history == "sketch" and not reads else 0
+        return super().forward(text, openings, history, memory, window=window)
 
 
 class Leak(Vist2):
     """No rival but an ablation: sketch tokens see their own chunk's text in the decoder."""
 
-    def forward(self, text, openings=None, history="sketch", memory=None, **dials):
+    def forward(self, text, openings=None, history="sketch", memory=None):
         return super().forward(text, openings, history, memory, leak=history == "sketch")
 
 
@@ -180,7 +178,7 @@ class Queries(Latent):
         return x[:, n:]
 
 
-class Gist(Latent):
+class Gist(Leak, Latent):
     """The decoder's own states at m slots after reading the chunk, in every layer: Fwd2Bot,
     Activation Beacon. One learned slot, told apart by its place; the last is the chunk's last
     byte, which is no input otherwise. Nothing more is known of a chunk before the decoder reads
@@ -198,9 +196,6 @@ class Gist(Latent):
 
     def spell(self, memory):
         return 0 * super().spell(memory)
-
-    def forward(self, text, openings=None, history="sketch", memory=None, **dials):
-        return super().forward(text, openings, history, memory, leak=history == "sketch")
 
 
 @dataclass(frozen=True)
@@ -517,12 +512,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--plot", metavar="DIR", help="draw four figures, needs matplotlib")
     args = parser.parse_args(argv)
     try:
-        compare(args)
-    except (ArithmeticError, OSError, ValueError) as error:
-        sys.exit(f"compare.py: {error}")
-    except RuntimeError as error:
-        exit_if_out_of_memory("compare.py", "--rivals", error)
-        raise
+        with errors_in_one_line("compare.py", "--rivals", ArithmeticError):
+            compare(args)
     except KeyboardInterrupt:
         print("\ncompare.py: stopped; the same command goes on", file=sys.stderr)
         sys.exit(130)
@@ -543,7 +534,8 @@ def compare(args: argparse.Namespace) -> None:
     device, folder = find_device(args.device), Path(args.out)
     corpus = load_corpus(args.data, Config().chunks * Config().chunk)
     steps, windows = (40, 32) if args.quick else (args.steps, None)
-    print(", ".join(f"{name} {value}" for name, value in this_machine(device).items()))
+    machine = this_machine(device)
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
     print(f"{corpus.name}, digest {corpus.digest}; {steps} steps a run", end="")
     print(": TOO FEW, these figures are no results\n" if args.quick else "\n")
 
@@ -565,7 +557,7 @@ def compare(args: argparse.Namespace) -> None:
                 tqdm.write(f"| {' | '.join(line)} |\n|{'---|' * len(line)}")
             tqdm.write(f"| {' | '.join(map(written, line.values()))} |")
     content = {
-        "machine": this_machine(device),
+        "machine": machine,
         "steps": steps,
         "data": corpus.digest,
         "runs": scores,

@@ -15,6 +15,7 @@ past them, and the next opening follows in the same pass. Forgetting is moving a
 
 import argparse
 import codecs
+import contextlib
 import os
 import sys
 import time
@@ -344,6 +345,18 @@ def exit_if_out_of_memory(program: str, setting: str, error: RuntimeError) -> No
         sys.exit(f"{program}: not enough memory, try a smaller {setting}")
 
 
+@contextlib.contextmanager
+def errors_in_one_line(program: str, setting: str, *more: type[Exception]):
+    """Exit with one clear line for what a user can get wrong, `more`, and a want of memory."""
+    try:
+        yield
+    except (OSError, ValueError, *more) as error:
+        sys.exit(f"{program}: {error}")
+    except RuntimeError as error:
+        exit_if_out_of_memory(program, setting, error)
+        raise
+
+
 def find_device(name: str) -> torch.device:
     """'auto' takes CUDA, then Apple's MPS, then the CPU. Raises ValueError if it is not there."""
     there = {
@@ -406,14 +419,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     try:
-        run(args)
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError) as error:
-        sys.exit(f"generate.py: {error}")
-    except RuntimeError as error:
-        exit_if_out_of_memory("generate.py", "--samples or --history-chunks", error)
-        raise
+        with errors_in_one_line("generate.py", "--samples or --history-chunks"):
+            try:
+                run(args)
+            except BrokenPipeError:  # the reader, `head` say, has seen enough
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -36,7 +36,7 @@ from data import (
 )
 from generate import (
     check_seed,
-    exit_if_out_of_memory,
+    errors_in_one_line,
     find_device,
     generate,
     one_line,
@@ -515,12 +515,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     out = Path(args.out or f"runs/{args.history}")
     try:
-        run(args, out)
-    except (ArithmeticError, OSError, ValueError) as error:
-        sys.exit(f"train.py: {error}")
-    except RuntimeError as error:
-        exit_if_out_of_memory("train.py", "--batch-bytes", error)
-        raise
+        with errors_in_one_line("train.py", "--batch-bytes", ArithmeticError):
+            run(args, out)
     except KeyboardInterrupt:
         print(
             f"\ntrain.py: stopped; {standing(out)} (the same command with --resume goes on)",

@@ -33,9 +33,9 @@ def deterministic():
     torch.set_num_threads(1)  # tiny matrices; and two would fight over the cores of a busy machine
 
 
-def make_model(**changes) -> Vist2:
+def make_model(kind=Vist2, **changes) -> Vist2:
     """A mini model with random weights everywhere: nothing is zero by its initialisation."""
-    model = Vist2(Config.preset("mini", **({"chunk": 16} | changes)))
+    model = kind(Config.preset("mini", **({"chunk": 16} | changes)))
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.2)

@@ -14,11 +14,7 @@ THROUGH_MEMORY = ["sketch", "meanpool", "conv", "queries", "frozen", "prompt", "
 
 
 def make_rival(name: str, **changes) -> Vist2:
-    model = RIVALS[name].model(Config.preset("mini", **({"chunk": n} | changes)))
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.2)
-    return model.eval()
+    return make_model(RIVALS[name].model, **changes)
 
 
 def random_text(rows: int = 1) -> torch.Tensor:
