@@ -4,9 +4,10 @@
     python compare.py --steps 2100 --seeds 3     each run in some eight minutes, not twenty
     python compare.py --quick                    does it run? its figures are no results
 
-A rival is another `remember`, another mask, or both. All else is one and the same: decoder,
-curriculum, windows of text, rates. Each run is kept on disk under its settings, so that a
-comparison that was interrupted goes on where it stopped.
+A rival is another `remember`, another mask, or both. Decoder, rates and windows of text are the
+same for all, and so is the curriculum for all that have a memory; the others (`none`, `full`,
+`recent`) take as many steps of language modelling, on whole chunks. Each run is kept on disk
+under its settings, so that a comparison that was interrupted goes on where it stopped.
 """
 
 import argparse
@@ -47,6 +48,7 @@ from vist2 import (
     byte_losses,
     norm,
     read_checkpoint,
+    restore,
     rope_angles,
 )
 
@@ -171,7 +173,9 @@ class Queries(Latent):
         n, r = x.shape[1], self.config.ratio
         bytes_at = torch.arange(n, device=x.device)
         positions = torch.cat([bytes_at, bytes_at[r - 1 :: r]])
-        angles = rope_angles(positions, x.shape[2] // self.config.encoder_heads, 1000.0)
+        angles = rope_angles(
+            positions, x.shape[2] // self.config.encoder_heads, self.config.rope_base
+        )
         x = torch.cat([x, self.query.expand(len(x), n // r, -1)], dim=1)
         for block in self.encoder["blocks"]:
             x = block(x, angles, F.scaled_dot_product_attention)
@@ -182,7 +186,7 @@ class Gist(Leak, Latent):
     """The decoder's own states at m slots after reading the chunk, in every layer: Fwd2Bot,
     Activation Beacon. One learned slot, told apart by its place; the last is the chunk's last
     byte, which is no input otherwise. Nothing more is known of a chunk before the decoder reads
-    it, so there is nothing to spell, in the stage of spelling or later."""
+    it, so there is nothing to spell; the steps of spelling go to reading."""
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -203,8 +207,9 @@ class Rival:
     """A class of model, and what train.py and Session take as its history."""
 
     model: type[Vist2]
-    training: str = "sketch"  # spells and reads before it learns language; the others do not
+    training: str = "sketch"  # has a memory, and learns to read it; the others do not
     writing: str | None = None
+    spells: bool = True
 
 
 RIVALS = {
@@ -215,7 +220,7 @@ RIVALS = {
     "meanpool": Rival(MeanPool, writing="sketch"),
     "conv": Rival(Conv, writing="sketch"),
     "queries": Rival(Queries, writing="sketch"),
-    "gist": Rival(Gist),
+    "gist": Rival(Gist, spells=False),
     "slowfast": Rival(SlowFast),
     "prompt": Rival(PromptOnly),
     "leak": Rival(Leak),
@@ -232,85 +237,117 @@ VERSION = 1  # raise it when a rival changes, so that no old run is taken for a 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a rival at a ratio with a seed."""
+    """One training: a rival at a ratio with a seed, in so many steps, at Muon's rate `lr`."""
 
     rival: str
     ratio: int
     seed: int
+    steps: int
+    lr: float
 
     @property
     def config(self) -> Config:
         return Config(cell=CELLS[self.ratio])
 
-    def settings(self, steps: int, corpus: Corpus, device: torch.device) -> dict:
+    def settings(self, corpus: Corpus, device: torch.device) -> dict:
         """All that the result depends on."""
         settings = run_settings(
             self.config,
-            DEFAULTS["tiny"] | {"steps": steps},
+            DEFAULTS["tiny"] | {"steps": self.steps, "lr": self.lr},
             history=RIVALS[self.rival].training,
             data=corpus.digest,
             seed=self.seed,
             bf16=device.type == "cuda",
             compile=False,
         )
-        return settings | {"rival": self.rival, "version": VERSION}
+        for stage in settings["stages"]:
+            if not RIVALS[self.rival].spells:
+                stage |= {"reading": stage["reading"] + stage["spelling"], "spelling": 0}
+        return settings | {"rival": self.rival, "device": device.type, "version": VERSION}
 
 
-def trained(run: Run, steps: int, corpus: Corpus, device: torch.device, folder: Path):
-    """(model, its folder): trained from nothing, or from where it stopped, or read if finished."""
-    settings = run.settings(steps, corpus, device)
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    out = folder / f"{run.rival}-{run.ratio}x-seed{run.seed}-{key}"
+def folder_of(run: Run, corpus: Corpus, device: torch.device, folder: Path) -> Path:
+    """The folder of a run, named by all that its result depends on."""
+    settings = json.dumps(run.settings(corpus, device), sort_keys=True)
+    key = hashlib.sha256(settings.encode()).hexdigest()[:8]
+    return folder / f"{run.rival}-{run.ratio}x-seed{run.seed}-{key}"
+
+
+def trained(run: Run, corpus: Corpus, device: torch.device, folder: Path) -> Vist2:
+    """A run's model: trained from nothing, or from where it stopped, or read if finished."""
+    out, kind = folder_of(run, corpus, device, folder), RIVALS[run.rival].model
     out.mkdir(parents=True, exist_ok=True)
-    path, resumed = out / "model.pt", None
+    path = out / "model.pt"
     torch.manual_seed(run.seed)
-    model = RIVALS[run.rival].model(run.config).to(device)
-    if path.exists():
-        resumed = read_checkpoint(path)
-        model.load_state_dict(resumed["model"])
+    resumed = read_checkpoint(path) if path.exists() else None
+    model = (restore(resumed, path, kind) if resumed else kind(run.config)).to(device)
     if not resumed or resumed["info"]["step"] < resumed["info"]["steps"]:
-        train(model, corpus, settings, out, device, resumed)
-    return model.eval(), out
+        try:
+            train(model, corpus, run.settings(corpus, device), out, device, resumed)
+        except ArithmeticError as error:
+            raise ArithmeticError(f"{run}: {error}") from None
+    return model.eval()
 
 
 def score(run: Run, model: Vist2, corpus: Corpus, windows: int | None) -> dict:
-    """What a trained rival reaches on held-out text, and what it keeps and takes."""
-    rival, config = RIVALS[run.rival], run.config
-    bits = held_out_bits(model, corpus, rival.training, windows)
+    """What a trained rival reaches on held-out text."""
+    history, chunks = RIVALS[run.rival].training, run.config.chunks
+    bits = held_out_bits(model, corpus, history, windows)
     result = by_place(bits) | {
-        "by position": bits[:, config.chunks // 2 :].mean(dim=(0, 1)).tolist(),
+        "by position": bits[:, chunks // 2 :].mean(dim=(0, 1)).tolist(),
         "by chunk": bits.mean(dim=(0, 2)).tolist(),
     }
+    if history == "sketch":
+        result |= reading_accuracy(model, corpus, min(len(bits), 128))
+    return result
+
+
+def save_json(path: Path, content: dict) -> None:
+    """Write the whole file or none."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def scored(run: Run, corpus: Corpus, device, folder: Path, windows: int | None) -> dict:
+    """The score of a run and the machine it was trained on, kept beside its checkpoint."""
+    path = folder_of(run, corpus, device, folder) / f"score-{windows or 'all'}.json"
+    if not path.exists():
+        result = score(run, trained(run, corpus, device, folder), corpus, windows)
+        save_json(path, result | {"machine": this_machine(device)})
+    return json.loads(path.read_text())
+
+
+def costs(run: Run) -> dict:
+    """What a rival keeps of a finished chunk, and what it takes to make it.
+
+    entries: in the decoder's cache. text: entries of text that it keeps on top. KiB: of what must
+    be kept to go on without reading a text again: m vectors, or keys and values of all layers
+    where these have read text.
+    """
+    config, rival = run.config, RIVALS[run.rival]
     n, m = config.chunk, config.chunk // config.ratio
-    # What a finished chunk leaves: entries in the cache ("slowfast" has n more for the newest
-    # chunk, "prompt" n for each that it writes), and the least to keep in order to go on: text as
-    # such, m vectors, or keys and values of all layers where these have read text.
     entry = 2 * config.layers * config.kv_heads * config.head_width * 4
     entries = {"none": 0, "full": n}.get(run.rival, m)
-    least = {"none": 0, "full": n, "recent": m, "gist": m * entry, "leak": m * entry}
-    result |= {"entries": entries, "KiB": least.get(run.rival, m * 4 * config.width) / 1024}
-    result |= {"encoder weights": 0, "encoder MFLOP": 0.0}
+    vectors = rival.training == "sketch" and not issubclass(rival.model, Leak)
+    result = {
+        "encoder weights": 0,
+        "encoder MFLOP": 0.0,
+        "entries": entries,
+        "text": {"slowfast": n, "prompt": "all after the prompt"}.get(run.rival, 0),
+        "KiB": (m * 4 * config.width if vectors else entries * entry) / 1024,
+    }
     if rival.training == "sketch":
-        result |= reading_accuracy(model, corpus, min(len(bits), 128))
+        with torch.device("meta"):
+            model = rival.model(config)
+        chunk = torch.zeros(1, 1, n, dtype=torch.long, device="meta")
+        result["encoder MFLOP"] = flops(lambda: model.remember(chunk))[0] / 1e6
         result["encoder weights"] = sum(
             p.numel()
             for name, p in model.named_parameters()
             if not name.startswith(("decoder", "speller"))
         )
-        with torch.device("meta"):
-            twin = rival.model(config)
-        chunk = torch.zeros(1, 1, n, dtype=torch.long, device="meta")
-        result["encoder MFLOP"] = flops(lambda: twin.remember(chunk))[0] / 1e6
     return result
-
-
-def scored(run: Run, steps: int, corpus, device, folder: Path, windows: int | None) -> dict:
-    """The score of a run, kept beside its checkpoint."""
-    model, out = trained(run, steps, corpus, device, folder)
-    path = out / f"score-{windows or 'all'}.json"
-    if not path.exists():
-        path.write_text(json.dumps(score(run, model, corpus, windows), indent=1) + "\n")
-    return json.loads(path.read_text())
 
 
 def controls(model: Vist2, corpus: Corpus, windows: int | None) -> dict[str, dict]:
@@ -343,29 +380,36 @@ def continuations(model: Vist2, history: str, prompts: torch.Tensor, length: int
 @torch.inference_mode()
 def judged(judge: Vist2, text: torch.Tensor, half: int) -> dict[str, float]:
     """Bits per byte of a text (B, k half) after its first `half` bytes, under a model that sees
-    `half` or more bytes before each; and the share of 16-byte strings that come twice in `half`."""
+    `half` or more bytes before each: of its first and last stretch of `half` bytes and of all;
+    and the share of 16-byte strings that come twice in a stretch."""
     windows = text.unfold(1, 2 * half, half).flatten(0, 1)  # (B (k - 1), 2 half)
     chunks = windows.view(len(windows), -1, judge.config.chunk).to(
         judge.decoder.head.weight.device
     )
     bits = byte_losses(judge(chunks, history="full"), chunks).flatten(1)[:, half:] / math.log(2)
+    stretches = bits.view(len(text), -1, half).mean(dim=(0, 2))
     repeated = []
     for row in text[:, half:].unfold(1, half, half).flatten(0, 1).tolist():
         strings = [bytes(row[i : i + 16]) for i in range(len(row) - 15)]
         repeated.append(1 - len(set(strings)) / len(strings))
-    return {"judge bpb": bits.mean().item(), "repeated %": 100 * statistics.mean(repeated)}
+    return {
+        "judge bpb, first": stretches[0].item(),
+        "last": stretches[-1].item(),
+        "all": bits.mean().item(),
+        "repeated %": 100 * statistics.mean(repeated),
+    }
 
 
-def long_writing(writers: list[str], models: Callable, steps: int, corpus, device, folder):
+def long_writing(writers: list[str], models: Callable, judge: Vist2, corpus: Corpus):
     """Yield a row for real text and one for each writer, judged by a `full` of its own seed."""
-    judge, _ = trained(Run("full", 4, JUDGE_SEED), steps, corpus, device, folder)
+    device = judge.decoder.head.weight.device
     half = judge.config.chunks // 2 * judge.config.chunk
     windows = corpus.held_out.windows()
     picked = windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))[:32]]
     yield {"writer": "held-out text"} | judged(judge, picked, half)
     for name in writers:
         text = continuations(
-            models(name), RIVALS[name].writing, picked[:, :half].to(device), 3 * half
+            models(name, 0), RIVALS[name].writing, picked[:, :half].to(device), 3 * half
         )
         yield {"writer": name} | judged(judge, text, half)
 
@@ -396,17 +440,16 @@ def summary(values: list[float]) -> str:
     return f"{mean:.4g} ± {half:.2g}" if len(values) > 1 else f"{mean:.4g}"
 
 
-def row(rival: str, ratio: int, results: list[dict]) -> dict[str, str]:
-    """A line of the table, over the seeds of a rival."""
+def row(run: Run, results: list[dict]) -> dict:
+    """A line of the table, over the seeds of a run."""
     columns = (*PLACES, *GAPS, "reading noise", "reading text")
-    costs = ("encoder weights", "encoder MFLOP", "entries", "KiB")
     return (
-        {"rival": rival, "ratio": "" if rival in REFERENCES else f"{ratio}x"}
+        {"rival": run.rival, "ratio": "" if run.rival in REFERENCES else f"{run.ratio}x"}
         | {
-            name: summary([r[name] for r in results]) if name in results[0] else ""
+            name: summary([r[name] for r in results]) if all(name in r for r in results) else ""
             for name in columns
         }
-        | {name: results[0][name] for name in costs}
+        | costs(run)
     )
 
 
@@ -432,6 +475,8 @@ def draw(scores: list[dict], folder: Path) -> None:
     def by_ratio(field: str):
         def points(name: str):
             found = [s for s in scores if s["rival"] == name and field in s]
+            if found and name in REFERENCES:  # a level line
+                found = [s | {"ratio": other["ratio"]} for s in found for other in scores]
             ratios = sorted({s["ratio"] for s in found})
             return ratios, [
                 statistics.mean(s[field] for s in found if s["ratio"] == r) for r in ratios
@@ -449,15 +494,16 @@ def draw(scores: list[dict], folder: Path) -> None:
     lines("loss in a chunk, 4x", "bits per byte", by_position, "position.png", False)
 
     figure, axis = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    at_4 = [s for s in scores if s["ratio"] == 4 and "gap all %" in s]
     for place, gap in enumerate(GAPS):
-        for number, name in enumerate(names):
-            values = [s[gap] for s in at_4 if s["rival"] == name]
-            axis.plot([number + (place - 1) / 5] * len(values), values, f"C{place}.", label=gap)
+        points = [
+            (names.index(s["rival"]) + (place - 1) / 5, s[gap])
+            for s in scores
+            if s["ratio"] == 4 and gap in s
+        ]
+        axis.plot([x for x, _ in points], [y for _, y in points], ".", label=gap)
     axis.set(title="gap closed at 4x, one point a seed", ylabel="%")
     axis.set_xticks(range(len(names)), names, rotation=30)
-    handles, labels = axis.get_legend_handles_labels()
-    axis.legend(*zip(*{label: (handle, label) for handle, label in zip(handles, labels)}.values()))
+    axis.legend()
     figure.savefig(folder / "gap.png", dpi=100)
     pyplot.close(figure)
 
@@ -465,7 +511,7 @@ def draw(scores: list[dict], folder: Path) -> None:
 # ------------------------------------------------------------------------------ command line
 
 
-def names(text: str) -> list[str]:
+def some_rivals(text: str) -> list[str]:
     """--rivals; raises ArgumentTypeError, which argparse prints."""
     chosen = text.split(",")
     for name in chosen:
@@ -476,7 +522,7 @@ def names(text: str) -> list[str]:
     return chosen
 
 
-def ratios(text: str) -> list[int]:
+def some_ratios(text: str) -> list[int]:
     """--ratios; raises ArgumentTypeError."""
     chosen = text.split(",")
     for ratio in chosen:
@@ -492,15 +538,21 @@ def main(argv: list[str] | None = None) -> None:
         description="Train and score every way of keeping the past at equal memory tokens.",
     )
     parser.add_argument(
-        "--rivals", type=names, default=list(RIVALS), help=f"of {','.join(RIVALS)} (all)"
+        "--rivals", type=some_rivals, default=list(RIVALS), help=f"of {','.join(RIVALS)} (all)"
     )
-    parser.add_argument("--ratios", type=ratios, default=[4], help="of 2,4,8,16 (4)")
+    parser.add_argument("--ratios", type=some_ratios, default=[4], help="of 2,4,8,16 (4)")
     parser.add_argument("--seeds", type=int, default=1, help="how many (%(default)s)")
     parser.add_argument(
         "--steps",
         type=int,
         default=DEFAULTS["tiny"]["steps"],
         help="of each run, about (%(default)s)",
+    )
+    parser.add_argument(
+        "--lr",
+        type=float,
+        default=DEFAULTS["tiny"]["lr"],
+        help="Muon's rate of every run (%(default)s)",
     )
     parser.add_argument("--quick", action="store_true", help="40 steps: does it run at all?")
     parser.add_argument("--data", metavar="PATH", help="file or folder; default as in train.py")
@@ -523,20 +575,20 @@ def compare(args: argparse.Namespace) -> None:
     for name in ("seeds", "steps"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} is {getattr(args, name)}, expected 1 or more")
-    for path, there in (
-        (args.json, Path(args.json or ".").parent),
-        (args.plot, Path(args.plot or ".")),
-    ):
-        if path and not there.is_dir():
-            raise ValueError(f"{there} is not there, expected a folder")
+    if not 0 < args.lr < float("inf"):
+        raise ValueError(f"--lr is {args.lr}, expected more than 0")
+    if args.json and (Path(args.json).is_dir() or not Path(args.json).parent.is_dir()):
+        raise ValueError(f"cannot write {args.json}, expected a file in a folder that is there")
     if args.plot:
+        if not Path(args.plot).is_dir():
+            raise ValueError(f"{args.plot} is not there, expected a folder")
         find_pyplot()
     device, folder = find_device(args.device), Path(args.out)
     corpus = load_corpus(args.data, Config().chunks * Config().chunk)
     steps, windows = (40, 32) if args.quick else (args.steps, None)
     machine = this_machine(device)
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    print(f"{corpus.name}, digest {corpus.digest}; {steps} steps a run", end="")
+    print(f"{corpus.name}, digest {corpus.digest}; {steps} steps a run, lr {args.lr}", end="")
     print(": TOO FEW, these figures are no results\n" if args.quick else "\n")
 
     lines = [
@@ -548,37 +600,38 @@ def compare(args: argparse.Namespace) -> None:
     with tqdm(total=len(lines) * args.seeds, unit="run", desc="all runs") as bar:
         for number, (name, ratio) in enumerate(lines):
             for seed in range(args.seeds):
-                result = scored(Run(name, ratio, seed), steps, corpus, device, folder, windows)
-                scores.append({"rival": name, "ratio": ratio, "seed": seed} | result)
+                run = Run(name, ratio, seed, steps, args.lr)
+                result = scored(run, corpus, device, folder, windows)
+                scores.append({"rival": name, "ratio": ratio, "seed": seed} | result | costs(run))
                 bar.update()
             scores = with_gaps(scores)
-            line = row(name, ratio, scores[-args.seeds :])
+            line = row(run, scores[-args.seeds :])
             if number == 0:
                 tqdm.write(f"| {' | '.join(line)} |\n|{'---|' * len(line)}")
             tqdm.write(f"| {' | '.join(map(written, line.values()))} |")
     content = {
         "machine": machine,
-        "steps": steps,
-        "data": corpus.digest,
+        "quick": args.quick,
+        "settings": Run("sketch", args.ratios[0], 0, steps, args.lr).settings(corpus, device),
         "runs": scores,
     }
 
-    def models(name: str) -> Vist2:
+    def models(name: str, seed: int) -> Vist2:
         ratio = 4 if name in REFERENCES else args.ratios[0]
-        return trained(Run(name, ratio, 0), steps, corpus, device, folder)[0]
+        return trained(Run(name, ratio, seed, steps, args.lr), corpus, device, folder)
 
     if "sketch" in args.rivals:
-        table = controls(models("sketch"), corpus, windows)
+        table = controls(models("sketch", 0), corpus, windows)
         rows = ({"control of sketch": name} | result for name, result in table.items())
         content["controls"] = show("What the sketches show, and what comes of it", rows)
     writers = [name for name in args.rivals if RIVALS[name].writing]
     if writers:
         content["writing"] = show(
             "Long writing: 12 chunks after 4, seeing up to 8, at temperature 0.8, read by a judge",
-            long_writing(writers, models, steps, corpus, device, folder),
+            long_writing(writers, models, models("full", JUDGE_SEED), corpus),
         )
     if args.json:
-        Path(args.json).write_text(json.dumps(content, indent=1) + "\n")
+        save_json(Path(args.json), content)
     if args.plot:
         draw(scores, Path(args.plot))
 

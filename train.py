@@ -97,13 +97,18 @@ DEFAULTS = {
 
 
 def stages(history: str, steps: int) -> list[Stage]:
-    """The curriculum scaled to so many steps.
+    """The curriculum in so many steps: spelling and reading take what they need, up to a third of
+    the run; language modelling takes the rest.
 
     The references `full` and `none` take the same windows of text in as many steps, and skip what
     makes no sense for them: spelling, reading, and short chunks.
     """
+    eyes = sum(stage.steps for stage in CURRICULUM if not stage.language)
+    taken = min(eyes, steps / 3)
+    scales = {False: taken / eyes, True: (steps - taken) / (STEPS - eyes)}
     scaled = [
-        replace(stage, steps=max(1, round(stage.steps * steps / STEPS))) for stage in CURRICULUM
+        replace(stage, steps=max(1, round(stage.steps * scales[bool(stage.language)])))
+        for stage in CURRICULUM
     ]
     if history == "sketch":
         return scaled
@@ -324,11 +329,7 @@ def train(
     the last good checkpoint as it was, and KeyboardInterrupt after a Ctrl-C, with all steps saved.
     """
     config, lr = model.config, settings["lr"]
-    plan = [
-        stage
-        for stage in stages(settings["history"], settings["steps"])
-        for _ in range(stage.steps)
-    ]
+    plan = [Stage(**stage) for stage in settings["stages"] for _ in range(stage["steps"])]
     numbers = list(accumulate((bool(stage.language) for stage in plan), initial=0))
     optimizers = make_optimizers(model, lr)
     step = 0

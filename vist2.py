@@ -550,10 +550,10 @@ def read_checkpoint(path: str | Path, device="cpu") -> dict:
     return content
 
 
-def restore(content: dict, path: str | Path) -> Vist2:
+def restore(content: dict, path: str | Path, kind: type[Vist2] = Vist2) -> Vist2:
     """The model in a checkpoint's content. Raises ValueError if it does not fit this code."""
     try:
-        model = Vist2(Config(**content["config"]))
+        model = kind(Config(**content["config"]))
         model.load_state_dict(content["model"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]

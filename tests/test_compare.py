@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -174,11 +175,63 @@ def test_a_comparison_goes_on_where_it_stopped_and_writes_all_it_prints(
     ]
     for r in runs:
         assert "gap all %" not in r  # after four steps the references hardly differ
-    assert runs[6]["KiB"] > runs[4]["KiB"] > runs[2]["KiB"] and runs[6]["encoder MFLOP"] == 0
+    assert runs[4]["machine"] == content["machine"]
     assert [row["writer"] for row in content["writing"]] == ["held-out text", "full", "sketch"]
     assert len(content["controls"]) == 4 and "| gist | 4x |" in once
     monkeypatch.setattr(compare, "train", None)  # a call would fail
     assert quick("--rivals", "none,full,sketch,gist", "--seeds", "2") == once
+
+
+def test_costs_are_those_of_the_default_model():
+    entry = 2 * 4 * 4 * 32 * 4 / 1024  # keys and values, 4 layers, 4 heads of 32, fp32
+    kept = {name: compare.costs(Run(name, 4, 0, 8, 5e-3)) for name in RIVALS}
+    assert {name: (cost["entries"], cost["KiB"]) for name, cost in kept.items()} == {
+        "none": (0, 0),
+        "full": (64, 64 * entry),
+        "sketch": (16, 16 * 128 * 4 / 1024),
+        "recent": (16, 16 * entry),
+        "meanpool": (16, 8),
+        "conv": (16, 8),
+        "queries": (16, 8),
+        "gist": (16, 16 * entry),
+        "slowfast": (16, 8),
+        "prompt": (16, 8),
+        "leak": (16, 16 * entry),
+        "frozen": (16, 8),
+    }
+    assert kept["slowfast"]["text"] == 64 and kept["sketch"]["text"] == 0
+    assert kept["sketch"]["encoder weights"] == 426_368 + 16_512
+    assert kept["gist"]["encoder MFLOP"] == 0 < kept["conv"]["encoder MFLOP"]
+
+
+def test_gist_reads_while_the_others_spell(small_file):
+    corpus = compare.load_corpus(str(small_file), 64)
+    ours, theirs = (
+        Run(name, 4, 0, 60, 5e-3).settings(corpus, torch.device("cpu"))["stages"]
+        for name in ("gist", "sketch")
+    )
+    assert [stage["spelling"] for stage in theirs] == [1, 0, 0, 0]
+    assert [stage["spelling"] for stage in ours] == [0, 0, 0, 0]
+    for our, their in zip(ours, theirs, strict=True):
+        assert our["reading"] + our["spelling"] == their["reading"] + their["spelling"]
+        assert our["steps"] == their["steps"]
+
+
+def test_a_gap_that_some_seed_lacks_is_left_blank():
+    run = Run("conv", 4, 0, 8, 5e-3)
+    result = {"bpb": 2.0, "gap all %": 50.0}
+    assert compare.row(run, [result, result | {"gap 16+ %": 9.0}])["gap 16+ %"] == ""
+    assert compare.row(run, [result, result | {"gap all %": 60.0}])["gap all %"] == "55 ± 5"
+
+
+def test_a_run_is_kept_under_all_that_its_result_depends_on(quick, small_file, tmp_path):
+    corpus, device = compare.load_corpus(str(small_file), 64), torch.device("cpu")
+    runs = [Run("conv", 4, 0, 8, 5e-3)]
+    for change in (dict(rival="sketch"), dict(seed=1), dict(steps=9), dict(lr=1e-3)):
+        runs.append(replace(runs[0], **change))
+    folders = [compare.folder_of(run, corpus, device, tmp_path) for run in runs]
+    assert len({folder.name for folder in folders}) == len(runs)
+    assert len({folder.name[-8:] for folder in folders}) == len(runs)
 
 
 def test_figures_are_drawn(quick, tmp_path):
@@ -195,7 +248,12 @@ def test_figures_are_drawn(quick, tmp_path):
         (["--ratios", "4,5"], "'5' is no ratio, expected some of 2,4,8,16"),
         (["--seeds", "0"], "--seeds is 0, expected 1 or more"),
         (["--steps", "-3"], "--steps is -3, expected 1 or more"),
-        (["--json", "/nowhere/x.json"], "/nowhere is not there, expected a folder"),
+        (["--lr", "0"], "--lr is 0.0, expected more than 0"),
+        (
+            ["--json", "/nowhere/x.json"],
+            "cannot write /nowhere/x.json, expected a file in a folder",
+        ),
+        (["--plot", "/nowhere"], "/nowhere is not there, expected a folder"),
         (["--data", "/nowhere"], "/nowhere is not there, expected a file or a folder"),
     ],
 )

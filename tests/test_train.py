@@ -73,6 +73,16 @@ def assert_same(left, right, path=""):
         assert left == right, path
 
 
+@pytest.mark.parametrize(
+    "steps, eyes, language", [(5550, 550, 5000), (2100, 550, 1550), (1500, 500, 1000)]
+)
+def test_spelling_and_reading_keep_their_steps_up_to_a_third_of_a_run(steps, eyes, language):
+    table = train.stages("sketch", steps)
+    assert sum(stage.steps for stage in table if not stage.language) == eyes
+    assert sum(stage.steps for stage in table if stage.language) == language
+    assert sum(stage.steps for stage in train.stages("none", steps)) == language
+
+
 def test_a_run_stopped_in_each_stage_and_resumed_equals_the_unbroken_run(
     start, monkeypatch, capsys
 ):
@@ -257,8 +267,7 @@ def test_bf16_and_compile_run_and_stay_close(start, monkeypatch):
     compiled, compile = [], torch.compile
     counted = lambda graph, inputs: compiled.append(1) or graph.forward
     stage = train.Stage("all", 3, 0, reading=1, text=0, sixteenth=0, quarter=0, whole=1)
-    monkeypatch.setattr(train, "CURRICULUM", (stage,))  # each shape takes seconds to trace
-    monkeypatch.setattr(train, "STEPS", stage.steps)
+    monkeypatch.setattr(train, "stages", lambda *_: [stage])  # each shape takes seconds to trace
     monkeypatch.setattr(torch, "compile", lambda work: compile(work, backend=counted))
     rough, exact = (
         log_of(start(name, "--steps", "3", *flags))
