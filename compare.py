@@ -1,7 +1,7 @@
 """Every way of keeping the past, at the same number of memory tokens, trained on the same bytes.
 
     python compare.py                            one seed, 4x, the whole curriculum: hours
-    python compare.py --steps 2100 --seeds 3     each run in some eight minutes, not twenty
+    python compare.py --steps 1350 --seeds 3     each run in some six minutes, not twenty
     python compare.py --quick                    does it run? its figures are no results
 
 A rival is another `remember`, another mask, or both. Decoder, rates and windows of text are the
@@ -434,20 +434,23 @@ def with_gaps(scores: list[dict]) -> list[dict]:
     return result
 
 
-def summary(values: list[float]) -> str:
+def summary(values: list[float], digits: int) -> str:
     """The mean over seeds, and half the distance from least to most."""
     mean, half = statistics.mean(values), (max(values) - min(values)) / 2
-    return f"{mean:.4g} ± {half:.2g}" if len(values) > 1 else f"{mean:.4g}"
+    spread = f" ± {half:.{digits}f}" if len(values) > 1 else ""
+    return f"{mean:.{digits}f}{spread}"
 
 
 def row(run: Run, results: list[dict]) -> dict:
     """A line of the table, over the seeds of a run."""
-    columns = (*PLACES, *GAPS, "reading noise", "reading text")
+    digits = dict.fromkeys((*PLACES, "reading noise", "reading text"), 3) | dict.fromkeys(GAPS, 0)
     return (
         {"rival": run.rival, "ratio": "" if run.rival in REFERENCES else f"{run.ratio}x"}
         | {
-            name: summary([r[name] for r in results]) if all(name in r for r in results) else ""
-            for name in columns
+            name: summary([r[name] for r in results], digits[name])
+            if all(name in r for r in results)
+            else ""
+            for name in digits
         }
         | costs(run)
     )
@@ -609,25 +612,27 @@ def compare(args: argparse.Namespace) -> None:
             if number == 0:
                 tqdm.write(f"| {' | '.join(line)} |\n|{'---|' * len(line)}")
             tqdm.write(f"| {' | '.join(map(written, line.values()))} |")
+    first = args.ratios[0]
     content = {
         "machine": machine,
         "quick": args.quick,
-        "settings": Run("sketch", args.ratios[0], 0, steps, args.lr).settings(corpus, device),
+        "settings": Run("sketch", first, 0, steps, args.lr).settings(corpus, device),
         "runs": scores,
     }
 
     def models(name: str, seed: int) -> Vist2:
-        ratio = 4 if name in REFERENCES else args.ratios[0]
+        ratio = 4 if name in REFERENCES else first
         return trained(Run(name, ratio, seed, steps, args.lr), corpus, device, folder)
 
     if "sketch" in args.rivals:
         table = controls(models("sketch", 0), corpus, windows)
         rows = ({"control of sketch": name} | result for name, result in table.items())
-        content["controls"] = show("What the sketches show, and what comes of it", rows)
+        content["controls"] = show(f"What {first}x sketches show, and what comes of it", rows)
     writers = [name for name in args.rivals if RIVALS[name].writing]
     if writers:
         content["writing"] = show(
-            "Long writing: 12 chunks after 4, seeing up to 8, at temperature 0.8, read by a judge",
+            f"Long writing at {first}x: 12 chunks after 4, seeing up to 8, at temperature 0.8, "
+            "read by a judge",
             long_writing(writers, models, models("full", JUDGE_SEED), corpus),
         )
     if args.json:
