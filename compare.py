@@ -443,7 +443,8 @@ def summary(values: list[float], digits: int) -> str:
 
 def row(run: Run, results: list[dict]) -> dict:
     """A line of the table, over the seeds of a run."""
-    digits = dict.fromkeys((*PLACES, "reading noise", "reading text"), 3) | dict.fromkeys(GAPS, 0)
+    digits = dict.fromkeys(PLACES, 3) | dict.fromkeys(GAPS, 0)
+    digits |= {"reading noise": 3, "reading text": 3}
     return (
         {"rival": run.rival, "ratio": "" if run.rival in REFERENCES else f"{run.ratio}x"}
         | {
