@@ -1,13 +1,14 @@
 """Every way of keeping the past, at the same number of memory tokens, trained on the same bytes.
 
     python compare.py                            one seed, 4x, the whole curriculum: hours
-    python compare.py --steps 1350 --seeds 3     each run in some six minutes, not twenty
+    python compare.py --steps 1350 --seeds 3     each run in six to nine minutes
     python compare.py --quick                    does it run? its figures are no results
 
 A rival is another `remember`, another mask, or both. Decoder, rates and windows of text are the
-same for all, and so is the curriculum for all that have a memory; the others (`none`, `full`,
-`recent`) take as many steps of language modelling, on whole chunks. Each run is kept on disk
-under its settings, so that a comparison that was interrupted goes on where it stopped.
+same for all, and so is the curriculum for all that have a memory (but `gist` reads while the
+others spell); those without (`none`, `full`, `recent`) take as many steps of language modelling,
+on whole chunks. Each run is kept on disk under its settings, so that a comparison that was
+interrupted goes on where it stopped.
 """
 
 import argparse
@@ -208,7 +209,7 @@ class Rival:
 
     model: type[Vist2]
     training: str = "sketch"  # has a memory, and learns to read it; the others do not
-    writing: str | None = None
+    writing: str | None = None  # None: cannot write with a rolling cache
     spells: bool = True
 
 
@@ -229,7 +230,7 @@ RIVALS = {
 REFERENCES = ("none", "full")  # do not depend on the ratio
 JUDGE_SEED = 100
 LEAST_GAP = 0.02  # bits between the references; below it, gap closed is noise and left blank
-VERSION = 1  # raise it when a rival changes, so that no old run is taken for a new one
+VERSION = 1  # raise it when a rival, its training or its score changes: old runs do not count
 
 
 # ---------------------------------------------------------------------------- train and score
@@ -250,7 +251,7 @@ class Run:
         return Config(cell=CELLS[self.ratio])
 
     def settings(self, corpus: Corpus, device: torch.device) -> dict:
-        """All that the result depends on."""
+        """All that is chosen; threads and torch's version change the last digits, too."""
         settings = run_settings(
             self.config,
             DEFAULTS["tiny"] | {"steps": self.steps, "lr": self.lr},
@@ -267,7 +268,7 @@ class Run:
 
 
 def folder_of(run: Run, corpus: Corpus, device: torch.device, folder: Path) -> Path:
-    """The folder of a run, named by all that its result depends on."""
+    """The folder of a run, named by its settings."""
     settings = json.dumps(run.settings(corpus, device), sort_keys=True)
     key = hashlib.sha256(settings.encode()).hexdigest()[:8]
     return folder / f"{run.rival}-{run.ratio}x-seed{run.seed}-{key}"
@@ -310,7 +311,7 @@ def save_json(path: Path, content: dict) -> None:
 
 
 def scored(run: Run, corpus: Corpus, device, folder: Path, windows: int | None) -> dict:
-    """The score of a run and the machine it was trained on, kept beside its checkpoint."""
+    """The score of a run and the machine that scored it, kept beside its checkpoint."""
     path = folder_of(run, corpus, device, folder) / f"score-{windows or 'all'}.json"
     if not path.exists():
         result = score(run, trained(run, corpus, device, folder), corpus, windows)
@@ -321,9 +322,9 @@ def scored(run: Run, corpus: Corpus, device, folder: Path, windows: int | None) 
 def costs(run: Run) -> dict:
     """What a rival keeps of a finished chunk, and what it takes to make it.
 
-    entries: in the decoder's cache. text: entries of text that it keeps on top. KiB: of what must
-    be kept to go on without reading a text again: m vectors, or keys and values of all layers
-    where these have read text.
+    entries: in the decoder's cache. text: entries of text that it keeps on top. KiB: the least of
+    its memory that can be stored: m vectors, which the decoder can read again, or keys and values
+    of all layers where these have read text.
     """
     config, rival = run.config, RIVALS[run.rival]
     n, m = config.chunk, config.chunk // config.ratio
@@ -381,7 +382,7 @@ def continuations(model: Vist2, history: str, prompts: torch.Tensor, length: int
 def judged(judge: Vist2, text: torch.Tensor, half: int) -> dict[str, float]:
     """Bits per byte of a text (B, k half) after its first `half` bytes, under a model that sees
     `half` or more bytes before each: of its first and last stretch of `half` bytes and of all;
-    and the share of 16-byte strings that come twice in a stretch."""
+    and the share of 16-byte strings that have come before in their stretch."""
     windows = text.unfold(1, 2 * half, half).flatten(0, 1)  # (B (k - 1), 2 half)
     chunks = windows.view(len(windows), -1, judge.config.chunk).to(
         judge.decoder.head.weight.device
@@ -394,8 +395,8 @@ def judged(judge: Vist2, text: torch.Tensor, half: int) -> dict[str, float]:
         repeated.append(1 - len(set(strings)) / len(strings))
     return {
         "judge bpb, first": stretches[0].item(),
-        "last": stretches[-1].item(),
-        "all": bits.mean().item(),
+        "judge bpb, last": stretches[-1].item(),
+        "judge bpb, all": bits.mean().item(),
         "repeated %": 100 * statistics.mean(repeated),
     }
 
@@ -517,7 +518,7 @@ def draw(scores: list[dict], folder: Path) -> None:
 
 def some_rivals(text: str) -> list[str]:
     """--rivals; raises ArgumentTypeError, which argparse prints."""
-    chosen = text.split(",")
+    chosen = list(dict.fromkeys(text.split(",")))
     for name in chosen:
         if name not in RIVALS:
             raise argparse.ArgumentTypeError(
@@ -528,7 +529,7 @@ def some_rivals(text: str) -> list[str]:
 
 def some_ratios(text: str) -> list[int]:
     """--ratios; raises ArgumentTypeError."""
-    chosen = text.split(",")
+    chosen = list(dict.fromkeys(text.split(",")))
     for ratio in chosen:
         if ratio not in map(str, CELLS):
             raise argparse.ArgumentTypeError(
@@ -580,7 +581,7 @@ def compare(args: argparse.Namespace) -> None:
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} is {getattr(args, name)}, expected 1 or more")
     if not 0 < args.lr < float("inf"):
-        raise ValueError(f"--lr is {args.lr}, expected more than 0")
+        raise ValueError(f"--lr is {args.lr}, expected more than 0 and finite")
     if args.json and (Path(args.json).is_dir() or not Path(args.json).parent.is_dir()):
         raise ValueError(f"cannot write {args.json}, expected a file in a folder that is there")
     if args.plot:
@@ -592,7 +593,8 @@ def compare(args: argparse.Namespace) -> None:
     steps, windows = (40, 32) if args.quick else (args.steps, None)
     machine = this_machine(device)
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    print(f"{corpus.name}, digest {corpus.digest}; {steps} steps a run, lr {args.lr}", end="")
+    print(f"{corpus.name}, digest {corpus.digest}; {steps} steps a run", end="")
+    print(f" (without a memory those of language alone), lr {args.lr}", end="")
     print(": TOO FEW, these figures are no results\n" if args.quick else "\n")
 
     lines = [
@@ -606,7 +608,8 @@ def compare(args: argparse.Namespace) -> None:
             for seed in range(args.seeds):
                 run = Run(name, ratio, seed, steps, args.lr)
                 result = scored(run, corpus, device, folder, windows)
-                scores.append({"rival": name, "ratio": ratio, "seed": seed} | result | costs(run))
+                of = {"rival": name, "ratio": ratio, "seed": seed, "cell": run.config.cell}
+                scores.append(of | result | costs(run))
                 bar.update()
             scores = with_gaps(scores)
             line = row(run, scores[-args.seeds :])
@@ -616,7 +619,10 @@ def compare(args: argparse.Namespace) -> None:
     first = args.ratios[0]
     content = {
         "machine": machine,
+        "corpus": corpus.name,
         "quick": args.quick,
+        "seed of the judge": JUDGE_SEED,
+        "ratio of controls and writing": first,
         "settings": Run("sketch", first, 0, steps, args.lr).settings(corpus, device),
         "runs": scores,
     }

@@ -175,7 +175,8 @@ def test_a_comparison_goes_on_where_it_stopped_and_writes_all_it_prints(
     ]
     for r in runs:
         assert "gap all %" not in r  # after four steps the references hardly differ
-    assert runs[4]["machine"] == content["machine"]
+    assert runs[4]["machine"] == content["machine"] and runs[4]["cell"] == [16, 4]
+    assert content["settings"]["rival"] == "sketch" and not content["quick"]
     assert [row["writer"] for row in content["writing"]] == ["held-out text", "full", "sketch"]
     assert len(content["controls"]) == 4 and "| gist | 4x |" in once
     monkeypatch.setattr(compare, "train", None)  # a call would fail
@@ -225,14 +226,52 @@ def test_a_gap_that_some_seed_lacks_is_left_blank():
     assert compare.row(run, [result])["bpb"] == "2.000"
 
 
-def test_a_run_is_kept_under_all_that_its_result_depends_on(quick, small_file, tmp_path):
-    corpus, device = compare.load_corpus(str(small_file), 64), torch.device("cpu")
-    runs = [Run("conv", 4, 0, 8, 5e-3)]
-    for change in (dict(rival="sketch"), dict(seed=1), dict(steps=9), dict(lr=1e-3)):
-        runs.append(replace(runs[0], **change))
-    folders = [compare.folder_of(run, corpus, device, tmp_path) for run in runs]
-    assert len({folder.name for folder in folders}) == len(runs)
-    assert len({folder.name[-8:] for folder in folders}) == len(runs)
+def test_a_run_is_kept_under_all_its_settings(small_file, tmp_path, monkeypatch):
+    corpus, cpu, run = (
+        compare.load_corpus(str(small_file), 64),
+        torch.device("cpu"),
+        Run("conv", 4, 0, 8, 5e-3),
+    )
+    keys = [
+        compare.folder_of(replace(run, **change), corpus, cpu, tmp_path).name[-8:]
+        for change in (
+            {},
+            {"rival": "queries"},
+            {"ratio": 8},
+            {"seed": 1},
+            {"steps": 9},
+            {"lr": 1},
+        )
+    ]
+    keys.append(compare.folder_of(run, corpus, torch.device("mps"), tmp_path).name[-8:])
+    keys.append(compare.folder_of(run, replace(corpus, digest="?"), cpu, tmp_path).name[-8:])
+    monkeypatch.setattr(compare, "VERSION", 0)
+    keys.append(compare.folder_of(run, corpus, cpu, tmp_path).name[-8:])
+    assert len(set(keys)) == 9
+
+
+def test_figures_show_every_score(tmp_path, monkeypatch):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    figures = []
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    known = {"by position": [2.0, 1.0], "gap all %": 50.0, "reading noise": 0.5}
+    compare.draw(
+        [
+            {"rival": "none", "ratio": 4, "bpb": 3.0, "by position": [3.0, 1.0]},
+            {"rival": "conv", "ratio": 4, "bpb": 2.0} | known,
+            {"rival": "conv", "ratio": 4, "bpb": 1.0} | known,
+            {"rival": "conv", "ratio": 8, "bpb": 2.5} | known,
+        ],
+        tmp_path,
+    )
+    ratio, reading, position, gap = [
+        {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].get_lines()}
+        for figure in figures
+    ]
+    assert ratio == {"none": [[4, 3], [8, 3]], "conv": [[4, 1.5], [8, 2.5]]}
+    assert reading == {"conv": [[4, 0.5], [8, 0.5]]}
+    assert position == {"none": [[0, 3], [1, 1]], "conv": [[0, 2], [1, 1]]}
+    assert gap["gap all %"] == [[1 - 1 / 5, 50]] * 2
 
 
 def test_figures_are_drawn(quick, tmp_path):
@@ -249,7 +288,7 @@ def test_figures_are_drawn(quick, tmp_path):
         (["--ratios", "4,5"], "'5' is no ratio, expected some of 2,4,8,16"),
         (["--seeds", "0"], "--seeds is 0, expected 1 or more"),
         (["--steps", "-3"], "--steps is -3, expected 1 or more"),
-        (["--lr", "0"], "--lr is 0.0, expected more than 0"),
+        (["--lr", "0"], "--lr is 0.0, expected more than 0 and finite"),
         (
             ["--json", "/nowhere/x.json"],
             "cannot write /nowhere/x.json, expected a file in a folder",
