@@ -18,7 +18,7 @@ import math
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -32,12 +32,21 @@ from bench import find_pyplot, flops, show, this_machine, written
 from data import Corpus, load_corpus
 from generate import Session, errors_in_one_line, find_device, write
 from train import (
+    CURRICULUM,
     DEFAULTS,
+    DISTANCES,
+    INSTRUCT,
+    INSTRUCT_RATE,
     PLACES,
+    QUESTIONS,
     by_place,
+    exact_match,
     held_out_bits,
+    length_of,
+    questions,
     reading_accuracy,
     run_settings,
+    stages,
     train,
 )
 from vist2 import (
@@ -256,6 +265,7 @@ class Run:
             self.config,
             DEFAULTS["tiny"] | {"steps": self.steps, "lr": self.lr},
             history=RIVALS[self.rival].training,
+            plan=stages(CURRICULUM, RIVALS[self.rival].training, self.steps),
             data=corpus.digest,
             seed=self.seed,
             bf16=device.type == "cuda",
@@ -274,20 +284,57 @@ def folder_of(run: Run, corpus: Corpus, device: torch.device, folder: Path) -> P
     return folder / f"{run.rival}-{run.ratio}x-seed{run.seed}-{key}"
 
 
-def trained(run: Run, corpus: Corpus, device: torch.device, folder: Path) -> Vist2:
-    """A run's model: trained from nothing, or from where it stopped, or read if finished."""
-    out, kind = folder_of(run, corpus, device, folder), RIVALS[run.rival].model
+def finished(
+    begin: Callable[[], Vist2],
+    kind: type[Vist2],
+    settings: dict,
+    corpus: Corpus,
+    device,
+    out: Path,
+) -> Vist2:
+    """The model in a folder: trained from `begin()`, or from where it stopped, or read if done."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / "model.pt"
-    torch.manual_seed(run.seed)
     resumed = read_checkpoint(path) if path.exists() else None
-    model = (restore(resumed, path, kind) if resumed else kind(run.config)).to(device)
+    model = (restore(resumed, path, kind) if resumed else begin()).to(device)
     if not resumed or resumed["info"]["step"] < resumed["info"]["steps"]:
         try:
-            train(model, corpus, run.settings(corpus, device), out, device, resumed)
+            train(model, corpus, settings, out, device, resumed)
         except ArithmeticError as error:
-            raise ArithmeticError(f"{run}: {error}") from None
+            raise ArithmeticError(f"{out}: {error}") from None
     return model.eval()
+
+
+def trained(run: Run, corpus: Corpus, device: torch.device, folder: Path) -> Vist2:
+    """A run's model after the curriculum."""
+    kind = RIVALS[run.rival].model
+    torch.manual_seed(run.seed)
+    settings, out = run.settings(corpus, device), folder_of(run, corpus, device, folder)
+    return finished(lambda: kind(run.config), kind, settings, corpus, device, out)
+
+
+def taught(run: Run, steps: int, corpus: Corpus, device: torch.device, folder: Path) -> Vist2:
+    """A run's model after so many more steps, of instructions."""
+    rival = RIVALS[run.rival]
+    settings = run.settings(corpus, device) | {
+        "stages": [asdict(stage) for stage in stages(INSTRUCT, rival.training, steps)],
+        "lr": INSTRUCT_RATE * run.lr,
+    }
+    out = folder_of(run, corpus, device, folder) / f"instruct-{steps}"
+    begin = partial(trained, run, corpus, device, folder)
+    return finished(begin, rival.model, settings, corpus, device, out)
+
+
+def recall(run: Run, model: Vist2, corpus: Corpus, count: int) -> dict:
+    """Share of values that a model gives exactly, by the distance in chunks."""
+    history, chunk = RIVALS[run.rival].training, run.config.chunk
+    return {"rival": run.rival} | {
+        f"{distance} back": exact_match(
+            model, questions(corpus, "recall", chunk, distance, count), history
+        )
+        for distance in DISTANCES
+        if distance <= run.config.chunks
+    }
 
 
 def score(run: Run, model: Vist2, corpus: Corpus, windows: int | None) -> dict:
@@ -550,7 +597,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--steps",
         type=int,
-        default=DEFAULTS["tiny"]["steps"],
+        default=length_of(CURRICULUM),
         help="of each run, about (%(default)s)",
     )
     parser.add_argument(
@@ -558,6 +605,12 @@ def main(argv: list[str] | None = None) -> None:
         type=float,
         default=DEFAULTS["tiny"]["lr"],
         help="Muon's rate of every run (%(default)s)",
+    )
+    parser.add_argument(
+        "--recall",
+        type=int,
+        metavar="STEPS",
+        help="then teach the first seed of each rival to answer, and test its recall",
     )
     parser.add_argument("--quick", action="store_true", help="40 steps: does it run at all?")
     parser.add_argument("--data", metavar="PATH", help="file or folder; default as in train.py")
@@ -577,8 +630,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
-    for name in ("seeds", "steps"):
-        if getattr(args, name) < 1:
+    for name in ("seeds", "steps", "recall"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name} is {getattr(args, name)}, expected 1 or more")
     if not 0 < args.lr < float("inf"):
         raise ValueError(f"--lr is {args.lr}, expected more than 0 and finite")
@@ -641,6 +694,24 @@ def compare(args: argparse.Namespace) -> None:
             f"Long writing at {first}x: 12 chunks after 4, seeing up to 8, at temperature 0.8, "
             "read by a judge",
             long_writing(writers, models, models("full", JUDGE_SEED), corpus),
+        )
+    if args.recall:
+        runs = [
+            Run(name, 4 if name in REFERENCES else first, 0, steps, args.lr)
+            for name in args.rivals
+        ]
+        content["recall"] = show(
+            f"Recall at {first}x after {args.recall} steps of instructions: share of values "
+            "given exactly, by distance in chunks",
+            (
+                recall(
+                    run,
+                    taught(run, args.recall, corpus, device, folder),
+                    corpus,
+                    windows or QUESTIONS,
+                )
+                for run in runs
+            ),
         )
     if args.json:
         save_json(Path(args.json), content)

@@ -5,15 +5,21 @@ The default corpus is the Python standard library's own sources and its language
 the seed, the task and a running number: so a resumed run sees what an unbroken one does.
 """
 
+import ast
 import hashlib
+import json
 import platform
+import re
 import sysconfig
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from einops import rearrange
 
+from render import read_bytes
 from vist2 import BYTES, READ, START
 
 HELD_OUT = 0.05  # share of the bytes
@@ -33,23 +39,34 @@ LEFT_OUT = {
 class Text:
     """Files end to end, and the windows that do not cross from one file into the next."""
 
-    def __init__(self, files: list[bytes], window: int):
+    def __init__(self, files: dict[str, bytes], window: int):
         """Raises ValueError if no file holds a window of so many bytes."""
-        files = [file for file in files if len(file) >= window]
-        if not files:
+        self.files = {name: file for name, file in files.items() if len(file) >= window}
+        if not self.files:
             raise ValueError(f"no file is as long as one training window, {window} bytes")
-        self.bytes = torch.frombuffer(bytearray(b"".join(files)), dtype=torch.uint8)
+        self.bytes = torch.frombuffer(bytearray(b"".join(self.files.values())), dtype=torch.uint8)
         self.window = window
-        self.lengths = torch.tensor([len(file) for file in files])
+        self.lengths = torch.tensor([len(file) for file in self.files.values()])
         self.starts = self.lengths.cumsum(0) - self.lengths
 
     def sample(self, rows: int, length: int, generator: torch.Generator) -> torch.Tensor:
-        """(rows, length) bytes from random places; every place is as likely, length <= window."""
-        last = (self.lengths - length + 1).cumsum(0)  # of how many places each file is the last
+        """(rows, length) bytes from random places of files as long as that; every place is as
+        likely. Raises ValueError if no file is."""
+        places = (self.lengths - length + 1).clamp(min=0)
+        last = places.cumsum(0)  # of how many places each file is the last
+        if not last[-1]:
+            raise ValueError(f"no file is as long as an example's text, {length} bytes")
         place = torch.randint(int(last[-1]), (rows,), generator=generator)
         file = torch.searchsorted(last, place, right=True)
-        start = self.starts[file] + place - (last - (self.lengths - length + 1))[file]
+        start = self.starts[file] + place - (last - places)[file]
         return self.bytes[start[:, None] + torch.arange(length)].long()
+
+    @cached_property
+    def sentences(self) -> list["Sentence"]:
+        """What the docstrings of all files begin with, as far as a question can ask for it."""
+        return [
+            found for name, file in self.files.items() for found in first_sentences(name, file)
+        ]
 
     def windows(self) -> torch.Tensor:
         """(K, window) bytes: each file cut from its beginning, no overlap, its rest left out."""
@@ -68,6 +85,7 @@ class Corpus:
     digest: str  # of the names and bytes of all files of at least one window
     train: Text
     held_out: Text
+    own: list["Example"] = field(default_factory=list)  # of the user
 
 
 def python_files() -> dict[str, bytes]:
@@ -134,8 +152,8 @@ def load_corpus(path: str | None, window: int) -> Corpus:
     return Corpus(
         name,
         digest[:16],
-        Text([files[key] for key in train], window),
-        Text([files[key] for key in held_out], window),
+        Text({key: files[key] for key in train}, window),
+        Text({key: files[key] for key in held_out}, window),
     )
 
 
@@ -166,3 +184,230 @@ def reading_batch(text: Text, rows: int, chunk: int, rng: torch.Generator):
     weights = torch.zeros(pairs.shape)
     weights[:, 1] = 1
     return pairs, torch.tensor([START, READ]).repeat(rows, 1), weights
+
+
+# ------------------------------------------------------------------------------ instructions
+
+# ASCII's own enquiry, acknowledge and end of transmission say who speaks; each has its glyph.
+ROLES = QUESTION, ANSWER, STOP = 0x05, 0x06, 0x04
+KINDS = (b"0123456789", b"0123456789abcdef", b"abcdefghijklmnopqrstuvwxyz")  # of a fact's value
+VALUE = 4  # characters
+TURNS = 40  # questions in a row, at most
+QUOTED = 16  # characters of the line from which to repeat
+TRIES = 10_000  # to find a place to ask for
+
+
+@dataclass(frozen=True)
+class Example:
+    """A context and what is asked of it: turns of (question, response)."""
+
+    context: bytes
+    turns: tuple[tuple[bytes, bytes], ...]
+
+    def __post_init__(self):
+        for part in (self.context, *(text for turn in self.turns for text in turn)):
+            refuse_roles(part)
+
+    @property
+    def length(self) -> int:
+        """Bytes, with the three roles of each turn."""
+        return len(self.context) + sum(len(q) + len(r) + 3 for q, r in self.turns)
+
+
+def roles(text: bytes) -> list[int]:
+    """Where a text holds a role's byte."""
+    return [at for at, byte in enumerate(text) if byte in ROLES]
+
+
+def refuse_roles(text: bytes) -> None:
+    """Raises ValueError for text that holds a role's byte, which would be taken for a role."""
+    for at in roles(text):
+        raise ValueError(
+            f"byte {at} of the text is {text[at]:#04x}, which marks a role: expected text without "
+            "the bytes 0x04, 0x05 and 0x06"
+        )
+
+
+def asked(context: bytes, question: bytes) -> bytes:
+    """What a model reads before it answers."""
+    return context + bytes([QUESTION]) + question + bytes([ANSWER])
+
+
+def instruct_batch(examples: list[Example], chunk: int):
+    """One example a row: text (B, N, n), openings (B, N), weights like text, one on the bytes of
+    responses and on the STOP after each, zero elsewhere. Shorter rows end in zeros."""
+    rows = []
+    for example in examples:
+        text, answers = example.context, []
+        for question, response in example.turns:
+            text = asked(text, question)
+            answers.append((len(text), len(text) + len(response) + 1))
+            text += response + bytes([STOP])
+        rows.append((text, answers))
+    length = max(-(-len(text) // chunk) for text, _ in rows) * chunk
+    batch, weights = torch.zeros(len(rows), length).long(), torch.zeros(len(rows), length)
+    for row, (text, answers) in enumerate(rows):
+        batch[row, : len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        for first, last in answers:
+            weights[row, first:last] = 1
+    text, openings, _ = language_batch(batch, chunk)
+    return text, openings, weights.view_as(text)
+
+
+def draw(rng: torch.Generator, count: int) -> int:
+    """One of range(count)."""
+    return int(torch.randint(count, (), generator=rng))
+
+
+def plain(text: Text, length: int, rng: torch.Generator) -> bytes:
+    """Some stretch of the text without a role's byte."""
+    while True:
+        stretch = bytes(text.sample(1, length, rng)[0].tolist())
+        if not roles(stretch):
+            return stretch
+
+
+def recall_example(text: Text, rng: torch.Generator, chunk: int, far: int, distance: int = 0):
+    """Lines of `key=value`, about eight a chunk, or two with text between them, and TURNS
+    questions for values. Or one question, about eight facts a chunk, for a value whose line
+    begins `distance` chunks before the question's own."""
+    size = far * chunk + draw(rng, chunk)
+    dense = distance or draw(rng, 2)
+    context = bytearray()
+    facts: dict[bytes, bytes] = {}
+    asked_for: list[bytes] = []  # keys
+    while len(context) < size:
+        key = bytes(KINDS[2][draw(rng, 26)] for _ in range(1 + draw(rng, 3)))
+        kind = KINDS[draw(rng, len(KINDS))]
+        if key in facts:
+            continue
+        back = size // chunk - len(context) // chunk
+        facts[key] = bytes(kind[draw(rng, len(kind))] for _ in range(VALUE))
+        context += key + b"=" + facts[key] + b"\n"
+        if len(context) <= size and distance in (0, back):
+            asked_for.append(key)
+        if not dense:
+            context += plain(text, 1 + draw(rng, chunk // 2), rng) + b"\n"
+    if not asked_for:  # chunks of a few bytes: no line begins there
+        return recall_example(text, rng, chunk, far, distance)
+    turns = torch.randperm(len(asked_for), generator=rng)[: 1 if distance else TURNS].tolist()
+    asked_for = [asked_for[turn] for turn in turns]
+    return Example(bytes(context[:size]), tuple((key, facts[key]) for key in asked_for))
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """The first sentence of a docstring: bytes `start` to `end` of a file, about `name`, whose
+    definition begins at byte `defined`."""
+
+    file: str
+    name: str  # such as "shlex.shlex.get_token"
+    defined: int
+    start: int
+    end: int
+
+
+QUOTES = re.compile(
+    rb"""[rR]?(\"{3}|'{3}|"|')\s*(?P<sentence>[^\n\\\x04-\x06]{8,}?\.)(?=\s|"{3}|'{3}|"|')"""
+)
+
+
+def first_sentences(file: str, source: bytes) -> Iterator[Sentence]:
+    """Of each function and class of a module whose docstring begins with a sentence on one line."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):  # a topic of the reference, or no Python
+        return
+    lines = [0]
+    for line in source.splitlines(keepends=True):
+        lines.append(lines[-1] + len(line))
+    module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+    def visit(node: ast.AST, name: str) -> Iterator[Sentence]:
+        for child in ast.iter_child_nodes(node):
+            if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                yield from visit(child, name)
+                continue
+            inner = f"{name}.{child.name}"
+            if ast.get_docstring(child) is not None:
+                quoted = child.body[0].value
+                found = QUOTES.match(source, lines[quoted.lineno - 1] + quoted.col_offset)
+                if found:
+                    defined = lines[child.lineno - 1] + child.col_offset
+                    yield Sentence(file, inner, defined, *found.span("sentence"))
+            yield from visit(child, inner)
+
+    yield from visit(tree, module)
+
+
+def docs_example(text: Text, rng: torch.Generator, chunk: int, far: int, distance: int = 0):
+    """A stretch of a module and the question what a function or class does, whose first sentence
+    begins `distance` chunks before the question's own (drawn from 1 to far if 0). Shorter at a
+    module's begin, longer for a long definition. Raises ValueError if there is no such place."""
+    distance = distance or 1 + draw(rng, far)
+    for _ in range(TRIES if text.sentences else 0):
+        found = text.sentences[draw(rng, len(text.sentences))]
+        begin = found.start - (far - distance) * chunk - draw(rng, chunk)
+        begin = max(0, min(begin, found.defined))
+        last = (found.start - begin) // chunk + distance
+        end = begin + last * chunk + draw(rng, chunk)
+        source = text.files[found.file]
+        context = source[begin:end]
+        if found.end <= end <= len(source) and not roles(context):
+            question = f"What does {found.name} do?".encode()
+            return Example(context, ((question, source[found.start : found.end]),))
+    raise ValueError("found no function with a docstring to ask for: expected Python sources")
+
+
+def repeat_example(text: Text, rng: torch.Generator, chunk: int, far: int, distance: int = 0):
+    """A stretch of text and the question to repeat it from a line on that begins `distance` chunks
+    before the question's own (drawn from 1 to far if 0). The response has a chunk's length."""
+    distance = distance or 1 + draw(rng, far)
+    first = (far - distance) * chunk
+    for _ in range(TRIES):
+        context = plain(text, far * chunk + draw(rng, chunk), rng)
+        lines = [at for at in range(max(1, first), first + chunk) if context[at - 1 : at] == b"\n"]
+        lines = [at for at in lines if len(context[at : at + QUOTED].strip()) >= QUOTED // 2]
+        if lines:
+            at = lines[draw(rng, len(lines))]
+            question = b"Repeat from: " + context[at : at + QUOTED].split(b"\n")[0]
+            return Example(context, ((question, context[at : at + chunk]),))
+    raise ValueError("found no line to repeat from: expected text in lines")
+
+
+EXAMPLES = {"recall": recall_example, "docs": docs_example, "repeat": repeat_example}
+FIELDS = ("context", "prompt", "response")
+
+
+def read_examples(path: str, longest: int) -> list[Example]:
+    """A user's own examples, shortest first: a file of JSON objects, one a line, of three strings,
+    FIELDS. Raises ValueError, which names the line, for anything else, for a role's byte and for
+    an example of more than `longest` bytes; OSError for what cannot be read."""
+    examples = []
+    for number, line in enumerate(read_bytes(path).splitlines(), start=1):
+        try:
+            fields = json.loads(line)
+            if not isinstance(fields, dict) or sorted(fields) != sorted(FIELDS):
+                raise ValueError(f"expected an object of {', '.join(FIELDS)}")
+            if not all(isinstance(value, str) for value in fields.values()):
+                raise ValueError("expected strings")
+            context, prompt, response = (fields[name].encode() for name in FIELDS)
+            example = Example(context, ((prompt, response),))
+            if not response:
+                raise ValueError("the response is empty")
+            if example.length > longest:
+                raise ValueError(f"{example.length} bytes in all, expected at most {longest}")
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+        examples.append(example)
+    if not examples:
+        raise ValueError(f"{path} is empty, expected a JSON object a line")
+    return sorted(examples, key=lambda example: example.length)
+
+
+def alike(examples: list[Example], size: int, rng: torch.Generator) -> list[Example]:
+    """One of a list that is sorted by length, and the next longer ones that `size` bytes hold."""
+    first = last = draw(rng, len(examples))
+    while last < len(examples) and examples[last].length * (last + 1 - first) <= size:
+        last += 1
+    return examples[first : max(last, first + 1)]

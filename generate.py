@@ -11,6 +11,7 @@ past them, and the next opening follows in the same pass. Forgetting is moving a
 
     python generate.py --prompt "def " --stats
     python generate.py --read README.md
+    python generate.py --ask "What does shlex.split do?" --context FILE --lines 1-40
 """
 
 import argparse
@@ -25,19 +26,20 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from data import STOP, asked, refuse_roles
 from render import read_bytes
 from vist2 import BYTES, HISTORIES, READ, START, Vist2, load_checkpoint, sketch_positions
 
 CHECKPOINT = "runs/sketch/model.pt"
+ANSWERS = "runs/sketch-instruct/model.pt"
 GROUP = 64  # chunks that are encoded at a time, which bounds what the encoder needs
-WRITABLE = tuple(history for history in HISTORIES if history != "none")
 
 
 class Session:
     """A batch of texts of equal length being read and written, and its cache.
 
     history: "sketch" turns every finished chunk into its sketch; "prompt" only the prompt's;
-    "full" keeps all text. capacity: bytes of text the buffer is made for, by default the window
+    "full" keeps all text, "none" the open chunk's. capacity: bytes of text the buffer is made for, by default the window
     that training saw. When it is reached, the oldest half of the chunks is dropped and the rest
     prefilled anew, so that the cache always equals a fresh prefill of what it holds.
 
@@ -50,10 +52,8 @@ class Session:
         config = model.config
         n, m = config.chunk, config.chunk // config.ratio
         capacity = config.chunks * n if capacity is None else capacity
-        if history not in WRITABLE:
-            raise ValueError(
-                f"history is {history!r}, expected one of {', '.join(WRITABLE)} to write"
-            )
+        if history not in HISTORIES:
+            raise ValueError(f"history is {history!r}, expected one of {', '.join(HISTORIES)}")
         if capacity < 2 * n:
             raise ValueError(
                 f"capacity is {capacity} bytes, expected at least two chunks, {2 * n}"
@@ -125,7 +125,7 @@ class Session:
         first = torch.full((B, 1), opening, device=text.device)
         x = self.model.embed(torch.cat([first, open_bytes], dim=1))
         positions = torch.arange(sketched * n, T + 1, device=text.device)
-        if sketched:
+        if sketched and self.history != "none":
             if memory is None:
                 chunks = text[:, : sketched * n].reshape(B, sketched, n)
                 memory = [self.model.remember(group) for group in chunks.split(GROUP, dim=1)]
@@ -160,15 +160,20 @@ class Session:
             dropped = -(-(self.count // n) // 2)  # chunks: the oldest half, rounded up
             kept = self.text[:, dropped * n : self.count].clone()
             sketched = (
-                kept.shape[1] // n if self.history == "sketch" else max(0, self.sketched - dropped)
+                max(0, self.sketched - dropped)
+                if self.history in ("full", "prompt")
+                else kept.shape[1] // n
             )
             return self._fill(kept, sketched, START)
         place = torch.tensor([self.count], device=self.text.device)
-        if self.history != "sketch" or self.count % n:
+        if self.history in ("full", "prompt") or self.count % n:
             return self._append(self.model.embed(new.to(self.text.device)[:, None]), place)
+        opening = self.model.embed(torch.full((len(new), 1), START, device=self.text.device))
+        if self.history == "none":
+            self.entries = 0
+            return self._append(opening, place)
         finished = self.text[:, self.count - n : self.count]
         memory = self.model.remember(finished[:, None])[:, 0]  # (B, m, C)
-        opening = self.model.embed(torch.full((len(new), 1), START, device=self.text.device))
         m = memory.shape[1]
         positions = sketch_positions(place // n - 1, n, m)
         self.entries = self.sketched * m  # back to the mark: the chunk's text is gone
@@ -275,6 +280,17 @@ def generate(
     return bytes(written)
 
 
+def answer(model: Vist2, context: bytes, question: bytes, max_new_bytes: int, **how):
+    """(response, whether STOP ended it) to a question about a context. Raises ValueError for text
+    that holds a role's byte. how: see generate."""
+    refuse_roles(context)
+    refuse_roles(question)
+    prompt = asked(context, question)
+    chunks = -(-(len(prompt) + max_new_bytes) // model.config.chunk) + 1  # nothing is dropped
+    response = generate(model, prompt, max_new_bytes + 1, stop=STOP, history_chunks=chunks, **how)
+    return response[:max_new_bytes], len(response) <= max_new_bytes
+
+
 def read_back(model: Vist2, text: bytes, batch: int = 64) -> bytes:
     """What the model reads from each whole chunk's sketch, free-running: its output fed back."""
     n = model.config.chunk
@@ -338,6 +354,49 @@ def print_reading(model: Vist2, text: bytes) -> None:
     )
 
 
+def stretch(text: bytes, lines: str | None) -> bytes:
+    """Lines A to B of a text, both included. Raises ValueError for what is no such range."""
+    if lines is None:
+        return text
+    kept = text.splitlines(keepends=True)
+    first, _, last = lines.partition("-")
+    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last) <= len(kept)):
+        raise ValueError(f"--lines is {lines!r}, expected A-B with 1 <= A <= B <= {len(kept)}")
+    return b"".join(kept[int(first) - 1 : int(last)])
+
+
+def print_answer(model: Vist2, info: dict, args: argparse.Namespace) -> None:
+    if not info.get("far"):
+        raise ValueError(
+            f"{args.checkpoint} never learned to answer, expected one that train.py --stage "
+            "instruct has written"
+        )
+    context = stretch(read_bytes(args.context), args.lines)
+    most = (info["far"] + 1) * model.config.chunk - 1
+    if len(context) > most:
+        print(
+            f"generate.py: the context is {len(context)} bytes, training saw at most {most}: "
+            f"the first {len(context) - most} bytes are cut, --lines chooses others",
+            file=sys.stderr,
+        )
+    response, ended = answer(
+        model,
+        context[-most:],
+        os.fsencode(args.ask),
+        args.max_new_bytes,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        seed=args.seed,
+        history=args.history or info["history"],
+    )
+    print(printable(response.decode("utf-8", "replace")))
+    if not ended:
+        print(
+            f"generate.py: cut at --max-new-bytes {args.max_new_bytes}, the answer had not ended",
+            file=sys.stderr,
+        )
+
+
 def exit_if_out_of_memory(program: str, setting: str, error: RuntimeError) -> None:
     """Torch has no one exception for all devices: the CPU's is a plain RuntimeError."""
     signs = ("out of memory", "allocate memory", "not enough memory")
@@ -385,15 +444,25 @@ def main(argv: list[str] | None = None) -> None:
     what.add_argument(
         "--read", metavar="FILE", help="print what the model reads from a file's sketches"
     )
+    what.add_argument(
+        "--ask", metavar="QUESTION", help="answer from --context, seen as sketches alone"
+    )
     parser.add_argument(
-        "--checkpoint", default=CHECKPOINT, help="what train.py wrote (%(default)s)"
+        "--context", metavar="FILE", help="what --ask is about, - for standard input"
+    )
+    parser.add_argument("--lines", metavar="A-B", help="of the context, from 1; default: all")
+    parser.add_argument(
+        "--checkpoint",
+        help=f"what train.py wrote; default: {CHECKPOINT}, for --ask {ANSWERS}",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (%(default)s)")
     parser.add_argument(
         "--max-new-bytes", type=int, default=512, help="length of a continuation (%(default)s)"
     )
     parser.add_argument(
-        "--temperature", type=float, default=0.8, help="0 takes the likeliest byte (%(default)s)"
+        "--temperature",
+        type=float,
+        help="0 takes the likeliest byte; default: 0.8, for --ask 0",
     )
     parser.add_argument("--top-k", type=int, help="sample among the k likeliest bytes only")
     parser.add_argument("--seed", type=int, default=0, help="sample i uses seed + i (%(default)s)")
@@ -402,8 +471,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument(
         "--history",
-        choices=WRITABLE,
-        help="what becomes a sketch: all, nothing, or the prompt only; default: as in training",
+        choices=HISTORIES,
+        help="what the model sees of finished chunks; default: as in training",
     )
     parser.add_argument(
         "--history-chunks", type=int, help="how far back, 2 or more; default: as in training"
@@ -418,6 +487,10 @@ def main(argv: list[str] | None = None) -> None:
         "--stats", action="store_true", help="print what the cache holds, and speed"
     )
     args = parser.parse_args(argv)
+    if args.checkpoint is None:
+        args.checkpoint = CHECKPOINT if args.ask is None else ANSWERS
+    if args.temperature is None:
+        args.temperature = 0.8 if args.ask is None else 0.0
     try:
         with errors_in_one_line("generate.py", "--samples or --history-chunks"):
             try:
@@ -433,6 +506,8 @@ def run(args: argparse.Namespace) -> None:
     check_seed(args.seed)
     if args.samples < 1:
         raise ValueError(f"--samples is {args.samples}, expected 1 or more")
+    if (args.ask is None) != (args.context is None):
+        raise ValueError("--ask QUESTION and --context FILE, - for standard input, go together")
     model, info = load_checkpoint(args.checkpoint, find_device(args.device))
     if args.bf16:
         model.to(torch.bfloat16)
@@ -451,6 +526,8 @@ def run(args: argparse.Namespace) -> None:
             )
         return print_reading(model, text)
 
+    if args.ask is not None:
+        return print_answer(model, info, args)
     if args.prompt is not None:
         prompt = os.fsencode(args.prompt)
     elif args.prompt_file is not None or not sys.stdin.isatty():
@@ -461,11 +538,6 @@ def run(args: argparse.Namespace) -> None:
     if chunks < 2:
         raise ValueError(f"--history-chunks is {chunks}, expected 2 or more")
     history = args.history or info["history"]
-    if history not in WRITABLE:
-        raise ValueError(
-            f"{args.checkpoint} was trained under history {history!r}, which cannot write: "
-            f"expected --history with one of {', '.join(WRITABLE)}"
-        )
     began = time.perf_counter()
     session = Session(model, 1, history, chunks * n)
     held = newest(prompt, session.capacity, n)

@@ -13,6 +13,7 @@ mix; and every step mixes all tasks of its stage in one gradient.
 
 import argparse
 import contextlib
+import hashlib
 import json
 import math
 import signal
@@ -26,15 +27,21 @@ import torch
 from tqdm import tqdm
 
 from data import (
+    EXAMPLES,
     Corpus,
-    Text,
+    Example,
+    alike,
+    draw,
     generator,
+    instruct_batch,
     language_batch,
     load_corpus,
     reading_batch,
+    read_examples,
     spelling_batch,
 )
 from generate import (
+    answer,
     check_seed,
     errors_in_one_line,
     find_device,
@@ -54,23 +61,44 @@ class Stage:
     `spelling` are single chunks, for encoder, aligner and the embeddings of bytes; `reading` are
     pairs of a chunk and its copy. The others are language modelling: with all text visible
     (`text`), or with sketches as the only past and chunks of a sixteenth, a quarter or the whole
-    of the config's chunk length. They are quarters, and add up to one or to nothing. Spelling
-    goes on: wherever sketches are made, SPELLING times the loss of spelling them is added.
+    of the config's chunk length. They are quarters. The last are questions about a context, loss
+    on responses only (see data.EXAMPLES); the context is `far` chunks and an open one, in every
+    fourth batch 1, 2, 4 .. up to four times as many. Spelling goes on:
+    wherever sketches are made, SPELLING times the loss of spelling them is added.
     """
 
     name: str
     steps: int  # in the default run
-    spelling: float
-    reading: float
-    text: float
-    sixteenth: float
-    quarter: float
-    whole: float
+    spelling: float = 0
+    reading: float = 0
+    text: float = 0
+    sixteenth: float = 0
+    quarter: float = 0
+    whole: float = 0
+    recall: float = 0
+    docs: float = 0
+    repeat: float = 0
+    own: float = 0
+    far: int = 0
 
     @property
     def language(self) -> dict[str, float]:
         shares = {task: getattr(self, task) for task in ("text", *PARTS)}
         return {task: share for task, share in shares.items() if share}
+
+    @property
+    def instructions(self) -> dict[str, float]:
+        return {task: getattr(self, task) for task in (*EXAMPLES, "own") if getattr(self, task)}
+
+    @property
+    def farthest(self) -> int:
+        """Chunks of the longest context."""
+        return self.far if self.own else 4 * self.far
+
+    def with_own_examples(self, far: int) -> "Stage":
+        """The user's examples in place of the generated ones."""
+        none = dict.fromkeys(EXAMPLES, 0)
+        return replace(self, **none, own=sum(self.instructions.values()), far=far)
 
 
 PARTS = {"sixteenth": 1 / 16, "quarter": 1 / 4, "whole": 1}  # of the config's chunk length
@@ -83,37 +111,53 @@ CURRICULUM = (
     # 2: optical language modelling
     Stage("mixed chunks",  2600, 0,        1/8,     1/4,  1/4,       1/4,     1/4),
     Stage("whole chunks",  2400, 0,        1/8,     0,    0,         0,       1),
-    # 3: instructions: to come
+)
+# 3: instructions, --stage instruct
+INSTRUCT = (
+    Stage("nearest",  300, reading=1/8, whole=1/2, recall=3/4, docs=1/8, repeat=1/16, far=1),
+    Stage("near",     700, reading=1/8, whole=1/2, recall=3/4, docs=1/8, repeat=1/16, far=2),
+    Stage("farther", 1000, reading=1/8, whole=1/2, recall=3/4, docs=1/8, repeat=1/16, far=4),
+    Stage("far",     4000, reading=1/8, whole=1/2, recall=3/4, docs=1/8, repeat=1/16, far=8),
 )
 # fmt: on
-STEPS = sum(stage.steps for stage in CURRICULUM)
+TABLES = {"language": CURRICULUM, "instruct": INSTRUCT}
+LONGEST = 40  # chunks of an example that a user gives
 SPELLING = 0.5
 ADAMW_RATE = 0.6  # of Muon's
+INSTRUCT_RATE = 0.4  # of what language modelling takes: more of it forgets more
 # What a run of each preset takes if nothing is said; lr is Muon's.
 DEFAULTS = {
-    "tiny": dict(steps=STEPS, batch_bytes=2**11, lr=5e-3),
-    "small": dict(steps=STEPS, batch_bytes=2**15, lr=3e-3),
+    "tiny": dict(batch_bytes=2**11, lr=5e-3),
+    "small": dict(batch_bytes=2**15, lr=3e-3),
 }
 
 
-def stages(history: str, steps: int) -> list[Stage]:
-    """The curriculum in so many steps: spelling and reading take what they need, up to a third of
-    the run; language modelling takes the rest.
+def length_of(table: tuple[Stage, ...]) -> int:
+    return sum(stage.steps for stage in table)
 
-    The references `full` and `none` take the same windows of text in as many steps, and skip what
-    makes no sense for them: spelling, reading, and short chunks.
+
+def stages(table: tuple[Stage, ...], history: str, steps: int) -> list[Stage]:
+    """A table in so many steps: stages without language take what they need, up to a third of the
+    run; the others take the rest.
+
+    The references `full` and `none` take the same windows of text and the same examples in as many
+    steps, and skip what makes no sense for them: spelling, reading, and short chunks.
     """
-    eyes = sum(stage.steps for stage in CURRICULUM if not stage.language)
+    eyes = length_of([stage for stage in table if not stage.language])
     taken = min(eyes, steps / 3)
-    scales = {False: taken / eyes, True: (steps - taken) / (STEPS - eyes)}
+    scale = {True: (steps - taken) / (length_of(table) - eyes), False: taken / max(1, eyes)}
     scaled = [
-        replace(stage, steps=max(1, round(stage.steps * scales[bool(stage.language)])))
-        for stage in CURRICULUM
+        replace(stage, steps=max(1, round(stage.steps * scale[bool(stage.language)])))
+        for stage in table
     ]
     if history == "sketch":
         return scaled
-    language = sum(stage.steps for stage in scaled if stage.language)
-    return [Stage("language", language, 0, 0, text=0, sixteenth=0, quarter=0, whole=1)]
+    none = dict.fromkeys(("spelling", "reading", "text", *PARTS), 0)
+    return [
+        replace(stage, **(none | {"whole": sum(stage.language.values())}))
+        for stage in scaled
+        if stage.language
+    ]
 
 
 def chunk_of(part: float, config: Config) -> int:
@@ -125,24 +169,35 @@ def chunk_of(part: float, config: Config) -> int:
 
 
 def batches(
-    stage: Stage, config: Config, text: Text, batch_bytes: int, seed: int, step: int, number: int
+    stage: Stage, config: Config, corpus: Corpus, size: int, seed: int, step: int, number: int
 ):
-    """Yield (task, share, batch) for each task of a step. The windows of text depend on the seed
-    and on `number`, which counts the steps with language modelling, and on nothing else."""
+    """Yield (task, share, batch) for each task of a step of `size` bytes. The windows of text
+    depend on the seed and on `number`, which counts the steps with language modelling, and on
+    nothing else."""
+    text = corpus.train
     if stage.spelling:
-        chunks = max(2, round(stage.spelling * batch_bytes / config.chunk))
+        chunks = max(2, round(stage.spelling * size / config.chunk))
         rng = generator(seed, "spelling", step)
         yield "spelling", stage.spelling, spelling_batch(text, chunks, config.chunk, rng)
     if stage.language:
-        rows = 4 * max(1, round(batch_bytes / text.window / 4))  # the table's shares are quarters
+        rows = 4 * max(1, round(size / text.window / 4))  # the table's shares are quarters
         windows = text.sample(rows, text.window, generator(seed, "language", number))
         first = 0
         for task, share in stage.language.items():
             taken = windows[first : first + round(share * rows)]
             first += len(taken)
             yield task, share, language_batch(taken, chunk_of(PARTS.get(task, 1), config))
+    for task, share in stage.instructions.items():
+        rng = generator(seed, task, step)
+        if task == "own":
+            examples = alike(corpus.own, share * size, rng)
+        else:  # all of one length
+            far = stage.far if draw(rng, 4) else 2 ** draw(rng, stage.farthest.bit_length())
+            rows = max(1, round(share * size / ((far + 2) * config.chunk)))
+            examples = [EXAMPLES[task](text, rng, config.chunk, far) for _ in range(rows)]
+        yield task, share, instruct_batch(examples, config.chunk)
     if stage.reading:
-        pairs = max(2, round(stage.reading * batch_bytes / (2 * config.chunk)))
+        pairs = max(2, round(stage.reading * size / (2 * config.chunk)))
         rng = generator(seed, "reading", step)
         yield "reading", stage.reading, reading_batch(text, pairs, config.chunk, rng)
 
@@ -247,6 +302,77 @@ def evaluate(
     return by_place(bits) | reading
 
 
+@torch.inference_mode()
+def exact_match(model: Vist2, examples: list[Example], history: str) -> float:
+    """Share of examples, of one turn each, whose response and STOP are all the likeliest bytes
+    after the true ones before them: so what is written at temperature 0 is the response."""
+    device, right = model.decoder.head.weight.device, 0
+    for first in range(0, len(examples), 16):
+        batch = instruct_batch(examples[first : first + 16], model.config.chunk)
+        text, openings, weights = to_device(batch, device)
+        wrong = (model(text, openings, history).argmax(-1) != text) & (weights > 0)
+        right += (~wrong.flatten(1).any(dim=1)).sum().item()
+    return right / len(examples)
+
+
+DISTANCES = (1, 2, 3, 4, 5, 6, 7, 8, 16, 32)  # chunks
+QUESTIONS = 200  # at each distance
+
+
+def questions(corpus: Corpus, task: str, chunk: int, distance: int, count: int) -> list[Example]:
+    """Fresh held-out examples of one question each, in contexts of eight chunks or `distance`."""
+    rng = generator("evaluation", task, distance)
+    return [
+        EXAMPLES[task](corpus.held_out, rng, chunk, max(8, distance), distance)
+        for _ in range(count)
+    ]
+
+
+def recall_by_distance(model: Vist2, corpus: Corpus, history: str) -> dict[str, float]:
+    """Exact match of recall at distances up to 8, a few questions each."""
+    return {
+        f"recall {distance}": exact_match(
+            model,
+            questions(corpus, "recall", model.config.chunk, distance, QUESTIONS // 8),
+            history,
+        )
+        for distance in DISTANCES
+        if distance <= 8
+    }
+
+
+def edit_distance(a: bytes, b: bytes) -> float:
+    """Levenshtein's, of bytes, by the longer one's length: 0 for equal texts, at most 1."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, start=1):
+        diagonal, row[0] = row[0], i
+        for j, y in enumerate(b, start=1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (x != y))
+    return row[-1] / max(len(a), len(b), 1)
+
+
+def report_answers(model: Vist2, corpus: Corpus, history: str) -> None:
+    """How a model answers on held-out files, by distance."""
+    n = model.config.chunk
+    print("\nchunks from what is asked for to the question, and share answered exactly:")
+    print("  distance  recall    docs  edit distance of docs, 0 to 1")
+    for distance in DISTANCES:
+        try:
+            examples = questions(corpus, "docs", n, distance, QUESTIONS)
+        except ValueError as error:  # held-out files may be short
+            print(f"  {distance:8} {error}")
+            continue
+        recall = exact_match(model, questions(corpus, "recall", n, distance, QUESTIONS), history)
+        docs = exact_match(model, examples, history)
+        edits = []
+        for example in examples[: QUESTIONS // 8]:
+            question, response = example.turns[0]
+            written, _ = answer(model, example.context, question, 100, history=history)
+            edits.append(edit_distance(written, response))
+        mean = sum(edits) / len(edits)
+        print(f"  {distance:8} {recall:7.3f} {docs:7.3f} {mean:7.3f}", flush=True)
+
+
 def report(model: Vist2, corpus: Corpus, info: dict) -> None:
     """What a person wants to see at the end."""
     history, n = info["history"], model.config.chunk
@@ -264,13 +390,12 @@ def report(model: Vist2, corpus: Corpus, info: dict) -> None:
             f"\na chunk       |{one_line(window[:n])}|\n"
             f"read from it  |{one_line(read_back(model, window[:n]))}|"
         )
-    if history != "none":
-        prompt = window[: len(window) // 2]
-        written = generate(model, prompt, len(window) // 2, temperature=0.8, history=history)
-        print(
-            f"\nprompt: ...{printable(prompt[-2 * n :].decode('utf-8', 'replace'))}\n"
-            f"--- continued, at temperature 0.8:\n{printable(written.decode('utf-8', 'replace'))}"
-        )
+    prompt = window[: len(window) // 2]
+    written = generate(model, prompt, len(window) // 2, temperature=0.8, history=history)
+    print(
+        f"\nprompt: ...{printable(prompt[-2 * n :].decode('utf-8', 'replace'))}\n"
+        f"--- continued, at temperature 0.8:\n{printable(written.decode('utf-8', 'replace'))}"
+    )
 
 
 # ---------------------------------------------------------------------------------- the loop
@@ -352,6 +477,7 @@ def train(
             "seed": settings["seed"],
             "digest": corpus.digest,
             "corpus": corpus.name,
+            "far": plan[-1].farthest,
         }
         save_checkpoint(
             out / "model.pt",
@@ -373,8 +499,8 @@ def train(
             tasks = batches(
                 stage,
                 config,
-                corpus.train,
-                settings["batch_bytes"],
+                corpus,
+                size,
                 settings["seed"],
                 step,
                 numbers[step],
@@ -395,6 +521,8 @@ def train(
             save_now = step % SAVE_EVERY == 0
             if save_now:
                 line["held out"] = evaluate(model, corpus, settings["history"], count=64)
+                if stage.recall:
+                    line["held out"] |= recall_by_distance(model, corpus, settings["history"])
             log.write(json.dumps(line) + "\n")
             log.flush()  # before the checkpoint: a log may run ahead of it, never fall behind
             if save_now:
@@ -414,14 +542,22 @@ def train(
     return info
 
 
-def run_settings(config: Config, recipe: dict, history: str, **more) -> dict:
+def run_settings(config: Config, recipe: dict, history: str, plan: list[Stage], **more) -> dict:
     """All that a run depends on, as plain types; a resume must agree with it.
 
-    recipe: see DEFAULTS. more: data, seed, bf16 and compile.
+    recipe: see DEFAULTS. more: data, seed, bf16 and compile, and what it starts from.
     """
-    plan = [asdict(stage) for stage in stages(history, recipe["steps"])]
-    constants = {"spelling": SPELLING, "adamw": ADAMW_RATE, "stages": plan}
+    constants = {"spelling": SPELLING, "adamw": ADAMW_RATE}
+    constants["stages"] = [asdict(stage) for stage in plan]
     return asdict(config) | recipe | {"history": history} | more | constants
+
+
+def must_agree(path: Path, content: dict, settings: dict) -> None:
+    """Raises ValueError if a checkpoint was made under other settings."""
+    for name, value in settings.items():
+        was = content.get("settings", {}).get(name)
+        if was != value:
+            raise ValueError(f"cannot go on from {path}: {name} was {was}, now it is {value}")
 
 
 def standing(out: Path) -> str:
@@ -485,11 +621,29 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--data", metavar="PATH", help="file or folder; default: Python's standard library"
     )
     data.add_argument(
-        "--out", metavar="DIR", help="for model.pt and log.jsonl; default: runs/HISTORY"
+        "--out",
+        metavar="DIR",
+        help="for model.pt and log.jsonl; default: runs/HISTORY, or runs/HISTORY-instruct",
     )
     data.add_argument("--resume", action="store_true", help="go on with the run in --out")
     run = parser.add_argument_group("run")
-    run.add_argument("--steps", type=int, help="about so many in all; default: the preset's")
+    run.add_argument(
+        "--stage",
+        choices=("language", "instruct"),
+        default="language",
+        help="instruct goes on from a finished language model (%(default)s)",
+    )
+    run.add_argument(
+        "--start",
+        metavar="FILE",
+        help="what instruct goes on from; default: runs/HISTORY/model.pt",
+    )
+    run.add_argument(
+        "--instruct",
+        metavar="FILE",
+        help='own examples: {"context": ..., "prompt": ..., "response": ...} a line',
+    )
+    run.add_argument("--steps", type=int, help="about so many in all; default: the stage's")
     run.add_argument(
         "--batch-bytes", type=int, help="bytes of text in a step; default: the preset's"
     )
@@ -514,7 +668,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    out = Path(args.out or f"runs/{args.history}")
+    out = Path(args.out or f"runs/{args.history}{'-instruct' * (args.stage == 'instruct')}")
     try:
         with errors_in_one_line("train.py", "--batch-bytes", ArithmeticError):
             run(args, out)
@@ -533,39 +687,52 @@ def run(args: argparse.Namespace, out: Path) -> None:
         )
     config = Config.preset(args.preset, chunk=args.chunk, cell=args.cell)
     device = find_device(args.device)
-    chosen = {
-        name: getattr(args, name)
-        for name in DEFAULTS[args.preset]
-        if getattr(args, name) is not None
-    }
     check_seed(args.seed)
-    for name, value in chosen.items():
-        if not 0 < value < float("inf"):
-            raise ValueError(f"--{name.replace('_', '-')} is {value}, expected more than 0")
+    table = TABLES[args.stage]
+    recipe = {"steps": length_of(table)} | DEFAULTS[args.preset]
+    if args.stage == "instruct":
+        recipe["lr"] *= INSTRUCT_RATE
+    for name in recipe:
+        given = getattr(args, name)
+        if given is not None:
+            if not 0 < given < float("inf"):
+                raise ValueError(f"--{name.replace('_', '-')} is {given}, expected more than 0")
+            recipe[name] = given
+    if args.stage == "language" and (args.start or args.instruct):
+        raise ValueError("--start and --instruct are for --stage instruct")
     corpus = load_corpus(args.data, config.chunks * config.chunk)
+    if args.instruct:
+        corpus.own = read_examples(args.instruct, LONGEST * config.chunk)
+        far = max(len(example.context) for example in corpus.own) // config.chunk
+        table = [stage.with_own_examples(far) for stage in table]
+    elif args.stage == "instruct":  # raises ValueError if no file is as long as a context
+        corpus.train.sample(1, (table[-1].farthest + 1) * config.chunk, generator("longest"))
     settings = run_settings(
         config,
-        DEFAULTS[args.preset] | chosen,
+        recipe,
         history=args.history,
+        plan=stages(table, args.history, recipe["steps"]),
         data=corpus.digest,
+        own=hashlib.sha256(repr(corpus.own).encode()).hexdigest()[:16],
         seed=args.seed,
         bf16=device.type == "cuda" if args.bf16 is None else args.bf16,
         compile=args.compile,
     )
-    path, resumed = out / "model.pt", None
+    path, resumed, before = out / "model.pt", None, None
     if args.resume:
-        resumed = read_checkpoint(path)
-        for name, value in settings.items():
-            was = resumed.get("settings", {}).get(name)
-            if was != value:
-                raise ValueError(f"cannot resume {path}: {name} was {was}, now it is {value}")
+        before = resumed = read_checkpoint(path)
+        must_agree(path, resumed, settings)
     elif path.exists():
         raise ValueError(
             f"{path} is there already: --resume goes on with it, --out takes another folder"
         )
+    elif args.stage == "instruct":
+        start = Path(args.start or f"runs/{args.history}/model.pt")
+        before = read_checkpoint(start)
+        must_agree(start, before, asdict(config) | {"history": args.history})
 
     torch.manual_seed(args.seed)
-    model = (restore(resumed, path) if resumed else Vist2(config)).to(device)
+    model = (restore(before, path) if before else Vist2(config)).to(device)
     out.mkdir(parents=True, exist_ok=True)
     print(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {device}, "
@@ -575,6 +742,8 @@ def run(args: argparse.Namespace, out: Path) -> None:
     began = time.perf_counter()
     info = train(model, corpus, settings, out, device, resumed)
     report(model, corpus, info)
+    if table[-1].recall:
+        report_answers(model, corpus, args.history)
     print(f"\n{path} after {(time.perf_counter() - began) / 60:.1f} minutes")
 
 

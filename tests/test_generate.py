@@ -6,16 +6,18 @@ import pytest
 import torch
 from conftest import make_model, piped
 
+import data
 import generate as g
 from generate import Session, exit_if_out_of_memory, generate, write
-from vist2 import READ, save_checkpoint
+from vist2 import HISTORIES, READ, save_checkpoint
 
 n, m = 16, 4
-HISTORIES = ("sketch", "full", "prompt")
 
 
 def entries(history: str, prompt: int, t: int) -> int:
     """The design's formula."""
+    if history == "none":
+        return 1 + t % n
     if history == "sketch":
         return t // n * m + 1 + t % n
     kept = prompt // n if history == "prompt" else 0
@@ -144,13 +146,18 @@ def test_a_full_cache_grows_with_every_byte_and_a_sketched_one_by_m_a_chunk(mode
         for _ in range(4 * n):
             session.step(torch.zeros(1, dtype=torch.long))
         sizes[history] = session.cache_entries
-    assert sizes == {"sketch": 6 * m + 1, "prompt": 2 * m + 1 + 4 * n, "full": 6 * n + 1}
+    assert sizes == {
+        "sketch": 6 * m + 1,
+        "prompt": 2 * m + 1 + 4 * n,
+        "full": 6 * n + 1,
+        "none": 1,
+    }
 
 
 @pytest.mark.parametrize(
     "call, said",
     [
-        (lambda model: Session(model, history="none"), "history is 'none'"),
+        (lambda model: Session(model, history="nine"), "history is 'nine'"),
         (lambda model: Session(model, capacity=n), "capacity is 16"),
         (
             lambda model: Session(model).prefill(torch.zeros(1, 99)),
@@ -252,7 +259,6 @@ def test_read_prints_chunk_beside_chunk_with_its_accuracy(checkpoint, tmp_path, 
         (["--checkpoint", "foreign.pt"], "damaged or not a checkpoint"),
         (["--checkpoint", "text.pt"], "damaged or not a checkpoint"),
         (["--checkpoint", "empty.pt"], "damaged or not a checkpoint"),
-        (["--checkpoint", "none.pt"], "trained under history 'none', which cannot write"),
         (["--checkpoint", "misfit.pt"], "does not fit this code's config"),
         (["--checkpoint", "unknown.pt"], "does not fit this code's config"),
         (["--temperature", "-0.5"], "temperature is -0.5"),
@@ -265,6 +271,9 @@ def test_read_prints_chunk_beside_chunk_with_its_accuracy(checkpoint, tmp_path, 
         (["--history-chunks", "1"], "--history-chunks is 1"),
         (["--device", "tpu"], "device 'tpu' is not there"),
         (["--device", "cuda"], "device 'cuda' is not there"),
+        (["--ask", "who?"], "--ask QUESTION and --context FILE"),
+        (["--context", "tiny"], "--ask QUESTION and --context FILE"),
+        (["--ask", "who?", "--context", "missing"], "never learned to answer"),
         (["--read", "missing"], "missing is not there, expected a file"),
         (["--read", "tiny"], "at least one chunk"),
         (["--prompt-file", "missing"], "missing is not there, expected a file"),
@@ -281,14 +290,65 @@ def test_bad_input_gets_one_clear_line(checkpoint, tmp_path, monkeypatch, argume
     (tmp_path / "tiny").write_bytes(b"x")
     (tmp_path / "empty.pt").touch()
     torch.save({"weights": 1}, tmp_path / "foreign.pt")
-    torch.save(content | {"info": {"history": "none"}}, tmp_path / "none.pt")
     torch.save(content | {"config": content["config"] | {"layers": 3}}, tmp_path / "misfit.pt")
     torch.save(content | {"config": content["config"] | {"colour": 3}}, tmp_path / "unknown.pt")
-    if not {"--read", "--prompt-file"} & set(arguments):
+    if not {"--read", "--prompt-file", "--ask"} & set(arguments):
         arguments = ["--prompt", "x"] + arguments
     with pytest.raises(SystemExit) as stopped:
         g.main(["--checkpoint", checkpoint] + arguments)
     assert said in stopped.value.code and "\n" not in stopped.value.code
+
+
+@pytest.fixture
+def answering(tmp_path):
+    """A checkpoint that has seen contexts of three chunks, and a context."""
+    path = tmp_path / "answering.pt"
+    save_checkpoint(path, make_model(), {"history": "sketch", "far": 3})
+    (tmp_path / "context").write_bytes(b"first line\nsecond line\nthird\n")
+    return ["--checkpoint", str(path), "--context", str(tmp_path / "context")]
+
+
+def test_an_answer_is_what_is_written_after_the_question_up_to_stop(model, monkeypatch):
+    context, question = bytes(range(32, 72)), b"what?"
+    line = data.asked(context, question)
+    assert line == context + b"\x05what?\x06"
+    written = generate(model, line, 20, history_chunks=8)
+    assert g.answer(model, context, question, 20) == (written, False)
+    monkeypatch.setattr(g, "STOP", written[7])
+    before = written.index(written[7])
+    assert g.answer(model, context, question, 20) == (written[:before], True)
+    monkeypatch.setattr(g, "STOP", written[before])  # right after the limit is an end, too
+    assert g.answer(model, context, question, before) == (written[:before], True)
+    for texts in ((b"a\x04", b"q"), (b"", b"\x05")):
+        with pytest.raises(ValueError, match="which marks a role"):
+            g.answer(model, *texts, 20)
+
+
+def test_ask_reads_lines_of_a_context_and_says_what_was_cut(answering, tmp_path, capsys):
+    g.main([*answering, "--ask", "what?", "--lines", "2-3", "--max-new-bytes", "9"])
+    said = capsys.readouterr()
+    expected, ended = g.answer(
+        g.load_checkpoint(answering[1])[0], b"second line\nthird\n", b"what?", 9
+    )
+    assert said.out == g.printable(expected.decode("utf-8", "replace")) + "\n" and not ended
+    assert "cut at --max-new-bytes 9" in said.err and "context" not in said.err
+    long = bytes(range(32, 127))
+    (tmp_path / "context").write_bytes(long)
+    g.main([*answering, "--ask", "what?", "--max-new-bytes", "9"])
+    said = capsys.readouterr()
+    assert (
+        "the context is 95 bytes, training saw at most 63: the first 32 bytes are cut" in said.err
+    )
+    expected, _ = g.answer(g.load_checkpoint(answering[1])[0], long[-63:], b"what?", 9)
+    assert said.out == g.printable(expected.decode("utf-8", "replace")) + "\n"
+
+
+@pytest.mark.parametrize("lines", ["0-1", "2-1", "1-4", "1", "a-b", "-", "1-2-3"])
+def test_lines_that_are_not_there_are_refused(answering, lines):
+    with pytest.raises(
+        SystemExit, match=f"--lines is '{lines}', expected A-B with 1 <= A <= B <= 3"
+    ):
+        g.main([*answering, "--ask", "what?", "--lines", lines])
 
 
 @pytest.mark.parametrize(

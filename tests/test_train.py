@@ -7,16 +7,18 @@ import pytest
 import torch
 from conftest import make_model, piped
 
+import data
 import generate
 import train
 from data import load_corpus
-from vist2 import Config, loss, read_checkpoint
+from vist2 import Config, Vist2, loss, read_checkpoint
 
 
 @pytest.fixture
 def start(tmp_path, small_file, monkeypatch):
     """Runs train.py on a miniature: start(folder, *arguments)."""
     monkeypatch.setattr(train, "SAVE_EVERY", 3)
+    monkeypatch.setattr(train, "QUESTIONS", 8)
 
     def start(name, *arguments):
         train.main(
@@ -77,17 +79,17 @@ def assert_same(left, right, path=""):
     "steps, eyes, language", [(5550, 550, 5000), (2100, 550, 1550), (1500, 500, 1000)]
 )
 def test_spelling_and_reading_keep_their_steps_up_to_a_third_of_a_run(steps, eyes, language):
-    table = train.stages("sketch", steps)
+    table = train.stages(train.CURRICULUM, "sketch", steps)
     assert sum(stage.steps for stage in table if not stage.language) == eyes
     assert sum(stage.steps for stage in table if stage.language) == language
-    assert sum(stage.steps for stage in train.stages("none", steps)) == language
+    assert sum(stage.steps for stage in train.stages(train.CURRICULUM, "none", steps)) == language
 
 
 def test_a_run_stopped_in_each_stage_and_resumed_equals_the_unbroken_run(
     start, monkeypatch, capsys
 ):
     whole, done = start("whole", "--steps", "24"), 0
-    table = train.stages("sketch", 24)
+    table = train.stages(train.CURRICULUM, "sketch", 24)
     ends = list(accumulate(stage.steps for stage in table))
     for stage, end in zip(table, ends, strict=True):
         stop = end - stage.steps // 2  # in the middle; of a single step, within it
@@ -166,24 +168,97 @@ def test_a_loss_that_is_not_finite_names_the_step_and_leaves_the_last_good_check
 @pytest.mark.parametrize("history", ["full", "none"])
 def test_references_take_the_same_language_windows_in_as_many_steps(start, history):
     folder = start(history, "--history", history)
-    ours = [s for s in train.stages("sketch", 12) if s.language]
-    (theirs,) = train.stages(history, 12)
-    assert len(log_of(folder)) == theirs.steps == sum(stage.steps for stage in ours)
+    ours = [s for s in train.stages(train.CURRICULUM, "sketch", 12) if s.language]
+    theirs = train.stages(train.CURRICULUM, history, 12)
+    assert [stage.steps for stage in theirs] == [stage.steps for stage in ours]
+    assert len(log_of(folder)) == sum(stage.steps for stage in ours)
     assert read_checkpoint(folder / "model.pt")["info"]["history"] == history
     config = Config.preset("mini", chunk=16)
-    text = load_corpus(str(folder.parent / "small.txt"), 64).train
-    for stage in ours:
+    corpus = load_corpus(str(folder.parent / "small.txt"), 64)
+    for stage, their in zip(ours, theirs, strict=True):
         drawn = [
             torch.cat(
                 [
                     batch[0].flatten(1)
-                    for task, _, batch in train.batches(each, config, text, 512, 0, step, 5)
+                    for task, _, batch in train.batches(each, config, corpus, 512, 0, step, 5)
                     if task != "reading"
                 ]
             )
-            for each, step in ((stage, 9), (theirs, 7))
+            for each, step in ((stage, 9), (their, 7))
         ]
         assert torch.equal(*drawn)
+
+
+@pytest.fixture
+def sources(tmp_path) -> Path:
+    """Thirty modules of some documented functions."""
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    for i in range(30):
+        functions = [
+            f'def f{i}_{k}(x):\n    """Return {i * k} times x."""\n    return {i * k} * x\n'
+            for k in range(12)
+        ]
+        (folder / f"module{i}.py").write_text("\n\n".join(functions))
+    return folder
+
+
+def test_instructions_stopped_and_resumed_equal_the_unbroken_run(
+    start, sources, tmp_path, monkeypatch, capsys
+):
+    model = start("language", "--data", str(sources), "--steps", "3") / "model.pt"
+    instruct = ["--data", str(sources), "--stage", "instruct", "--steps", "8"]
+    before = model.read_bytes()
+    whole = start("whole", *instruct, "--start", str(model))
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        interrupt_at(patch, 4)
+        start("parts", *instruct, "--start", str(model))
+    capsys.readouterr()
+    parts = start("parts", *instruct, "--resume")
+    said = capsys.readouterr().out
+    assert_same(read_checkpoint(whole / "model.pt"), read_checkpoint(parts / "model.pt"))
+    assert log_of(whole) == log_of(parts) and model.read_bytes() == before
+    assert {"recall", "docs", "repeat", "whole", "reading"} < log_of(parts)[-1].keys()
+    assert "recall 8" in log_of(parts)[2]["held out"]
+    assert read_checkpoint(parts / "model.pt")["info"]["far"] == train.INSTRUCT[-1].far
+    assert "answered exactly" in said and "edit distance" in said
+    generate.main(
+        ["--checkpoint", str(parts / "model.pt"), "--ask", "What does module1.f1_2 do?"]
+        + ["--context", str(sources / "module1.py"), "--lines", "9-12", "--max-new-bytes", "30"]
+    )
+    assert capsys.readouterr().out
+
+
+def test_own_examples_take_the_place_of_the_generated_ones(start, tmp_path, capsys):
+    path = tmp_path / "own.jsonl"
+    fields = [
+        {"context": f"The colour of {i} is blue. " * i, "prompt": "Colour?", "response": "blue"}
+        for i in range(1, 9)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in fields))
+    model = start("language", "--steps", "3") / "model.pt"
+    instruct = ["--stage", "instruct", "--start", str(model), "--instruct", str(path)]
+    folder = start("own", *instruct, "--steps", "8")
+    assert log_of(folder)[-1].keys() >= {"own", "whole", "reading"}
+    assert not log_of(folder)[-1].keys() & data.EXAMPLES.keys()
+    assert "answered exactly" not in capsys.readouterr().out
+    assert read_checkpoint(folder / "model.pt")["info"]["far"] == 8 * 25 // 16
+    path.write_text(path.read_text().replace("blue", "pink"))
+    with pytest.raises(SystemExit, match="own was"):
+        start("own", *instruct, "--steps", "8", "--resume")
+
+
+@pytest.mark.parametrize("table", [train.CURRICULUM, train.INSTRUCT])
+@pytest.mark.parametrize("history", ["full", "none"])
+def test_references_answer_the_same_questions(sources, table, history):
+    corpus, config = load_corpus(str(sources), 64), Config.preset("mini", chunk=16)
+    ours, theirs = (train.stages(table, seen, 12)[-1] for seen in ("sketch", history))
+    drawn = [
+        {task: batch[0] for task, _, batch in train.batches(stage, config, corpus, 512, 0, 7, 5)}
+        for stage in (ours, theirs)
+    ]
+    for task in ours.instructions:
+        assert torch.equal(drawn[0][task], drawn[1][task])
 
 
 def test_each_row_of_the_curriculum_adds_up():
@@ -219,11 +294,9 @@ def test_a_few_steps_lower_every_loss(start):
 
 
 def test_a_steps_gradient_is_the_weighted_sum_of_all_losses(small_file):
-    model, text = make_model(), load_corpus(str(small_file), 64).train
-    stage = train.Stage(
-        "all", 1, 1, reading=1 / 4, text=1 / 2, sixteenth=0, quarter=0, whole=1 / 2
-    )
-    tasks = list(train.batches(stage, model.config, text, 512, 0, 0, 0))
+    model, corpus = make_model(), load_corpus(str(small_file), 64)
+    stage = train.Stage("all", 1, spelling=1, reading=1 / 4, text=1 / 2, whole=1 / 2)
+    tasks = list(train.batches(stage, model.config, corpus, 512, 0, 0, 0))
     settings = {"bf16": False, "history": "sketch"}
     log = train.train_step(train.task_losses, model, tasks, settings, torch.device("cpu"))
     found = {name: p.grad.clone() for name, p in model.named_parameters()}
@@ -248,6 +321,57 @@ def test_a_steps_gradient_is_the_weighted_sum_of_all_losses(small_file):
     assert log["accuracy"] == pytest.approx(right.float().mean().item())
 
 
+def ten_secrets() -> list[data.Example]:
+    """Contexts that differ in the value alone, at any place in the first of three chunks."""
+    return [
+        data.Example(
+            b"." * place + b"k=%04d\n" % (place * 1234) + b"." * (40 - place),
+            ((b"k", b"%04d" % (place * 1234)),),
+        )
+        for place in range(1, 8)
+    ] + [
+        data.Example(b"k=%s\n" % value + b"." * 40, ((b"k", value),))
+        for value in (b"beef", b"0a1b", b"wxyz")
+    ]
+
+
+def test_a_small_model_recalls_ten_values_through_sketches_alone():
+    """Each model overfits as far as it can see."""
+    examples, reached = ten_secrets(), {}
+    for history in ("sketch", "none"):
+        torch.manual_seed(0)
+        model = Vist2(Config.preset("mini", chunk=16))
+        optimizers = train.make_optimizers(model, 5e-3)
+        batch = data.instruct_batch(examples, 16)
+        settings = {"bf16": False, "history": history}
+        for _ in range(150):
+            tasks = [("recall", 1.0, batch)]
+            train.train_step(train.task_losses, model, tasks, settings, torch.device("cpu"))
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+        reached[history] = train.exact_match(model, examples, history)
+        for example in examples:  # what is the likeliest, byte after byte, is what is written
+            ((question, response),) = example.turns
+            written = generate.answer(model, example.context, question, 9, history=history)
+            assert (written == (response, True)) == train.exact_match(model, [example], history)
+    assert reached["sketch"] == 1 and reached["none"] <= 0.1
+
+
+@pytest.mark.parametrize(
+    "a, b, distance",
+    [
+        (b"", b"", 0),
+        (b"same", b"same", 0),
+        (b"", b"abc", 1),
+        (b"kitten", b"sitting", 3 / 7),
+        (b"abcd", b"bcd", 1 / 4),
+    ],
+)
+def test_edit_distance(a, b, distance):
+    assert train.edit_distance(a, b) == train.edit_distance(b, a) == pytest.approx(distance)
+
+
 def test_evaluation_is_by_hand_the_mean_over_held_out_bytes(small_file):
     model, corpus = make_model(), load_corpus(str(small_file), 64)
     result = train.evaluate(model, corpus, "none")
@@ -266,7 +390,7 @@ def test_bf16_and_compile_run_and_stay_close(start, monkeypatch):
     which would take a C++ compiler."""
     compiled, compile = [], torch.compile
     counted = lambda graph, inputs: compiled.append(1) or graph.forward
-    stage = train.Stage("all", 3, 0, reading=1, text=0, sixteenth=0, quarter=0, whole=1)
+    stage = train.Stage("all", 3, reading=1, whole=1)
     monkeypatch.setattr(train, "stages", lambda *_: [stage])  # each shape takes seconds to trace
     monkeypatch.setattr(torch, "compile", lambda work: compile(work, backend=counted))
     rough, exact = (
@@ -339,6 +463,17 @@ BAD_INPUT = [
     (["--out", "done", "--resume", "--data", "new"], "data was"),
     (["--out", "done", "--resume", "--lr", "0.1"], "lr was 0.005, now it is 0.1"),
     (["--history", "some"], "invalid choice: 'some'"),
+    (["--start", "done/model.pt"], "are for --stage instruct"),
+    (["--instruct", "new"], "are for --stage instruct"),
+    (["--stage", "instruct", "--start", "missing.pt"], "missing.pt is not there"),
+    (["--stage", "instruct", "--start", "damaged/model.pt"], "damaged or not a checkpoint"),
+    (["--stage", "instruct", "--start", "done/model.pt", "--cell", "8x4"], "cell was (16, 4)"),
+    (
+        ["--stage", "instruct", "--start", "done/model.pt", "--instruct", "missing"],
+        "missing is not",
+    ),
+    (["--stage", "instruct", "--start", "done/model.pt", "--instruct", "new"], "new, line 1: "),
+    (["--stage", "instruct", "--start", "done/model.pt"], "expected Python sources"),
     (["--cell", "3x3"], "cell '3x3' is unknown"),
 ]
 
