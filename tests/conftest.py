@@ -56,6 +56,20 @@ def small_file(tmp_path) -> Path:
     return path
 
 
+@pytest.fixture
+def sources(tmp_path) -> Path:
+    """Thirty modules of documented functions."""
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    for i in range(30):
+        functions = [
+            f'def f{i}_{k}(x):\n    """Return {i * k} times x."""\n    return {i * k} * x\n'
+            for k in range(50)
+        ]
+        (folder / f"module{i}.py").write_text("\n\n".join(functions))
+    return folder
+
+
 def piped(monkeypatch, arguments) -> bytes:
     """What the command writes into a pipe."""
     with monkeypatch.context() as patch:

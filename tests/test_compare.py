@@ -183,6 +183,27 @@ def test_a_comparison_goes_on_where_it_stopped_and_writes_all_it_prints(
     assert quick("--rivals", "none,full,sketch,gist", "--seeds", "2") == once
 
 
+def test_rivals_are_taught_to_answer_from_where_their_run_ended(quick, sources, tmp_path):
+    path = tmp_path / "all.json"
+    arguments = ["--rivals", "none,conv,recent,gist", "--data", str(sources), "--recall", "4"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "QUESTIONS", 4)
+        once = quick(*arguments, "--json", str(path))
+        patch.setattr(compare, "train", None)  # a call would fail
+        assert quick(*arguments) == once
+    rows = json.loads(path.read_text())["recall"]
+    assert [row["rival"] for row in rows] == ["none", "conv", "recent", "gist"]
+    assert all(row.keys() == {"rival", "1 back", "2 back", "3 back", "4 back"} for row in rows)
+    for folder in (tmp_path / "runs").glob("*-seed0-*"):
+        if not folder.name.startswith("full"):  # the judge of writing
+            first, then = (
+                torch.load(at / "model.pt", weights_only=True)
+                for at in (folder, folder / "instruct-4")
+            )
+            assert "recall" in json.loads((folder / "instruct-4/log.jsonl").open().readline())
+            assert then["info"]["far"] == 32 and first["info"]["far"] == 0
+
+
 def test_costs_are_those_of_the_default_model():
     entry = 2 * 4 * 4 * 32 * 4 / 1024  # keys and values, 4 layers, 4 heads of 32, fp32
     kept = {name: compare.costs(Run(name, 4, 0, 8, 5e-3)) for name in RIVALS}

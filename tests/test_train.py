@@ -189,20 +189,6 @@ def test_references_take_the_same_language_windows_in_as_many_steps(start, histo
         assert torch.equal(*drawn)
 
 
-@pytest.fixture
-def sources(tmp_path) -> Path:
-    """Thirty modules of some documented functions."""
-    folder = tmp_path / "sources"
-    folder.mkdir()
-    for i in range(30):
-        functions = [
-            f'def f{i}_{k}(x):\n    """Return {i * k} times x."""\n    return {i * k} * x\n'
-            for k in range(12)
-        ]
-        (folder / f"module{i}.py").write_text("\n\n".join(functions))
-    return folder
-
-
 def test_instructions_stopped_and_resumed_equal_the_unbroken_run(
     start, sources, tmp_path, monkeypatch, capsys
 ):
@@ -220,7 +206,7 @@ def test_instructions_stopped_and_resumed_equal_the_unbroken_run(
     assert log_of(whole) == log_of(parts) and model.read_bytes() == before
     assert {"recall", "docs", "repeat", "whole", "reading"} < log_of(parts)[-1].keys()
     assert "recall 8" in log_of(parts)[2]["held out"]
-    assert read_checkpoint(parts / "model.pt")["info"]["far"] == train.INSTRUCT[-1].far
+    assert read_checkpoint(parts / "model.pt")["info"]["far"] == train.INSTRUCT[-1].farthest
     assert "answered exactly" in said and "edit distance" in said
     generate.main(
         ["--checkpoint", str(parts / "model.pt"), "--ask", "What does module1.f1_2 do?"]
