@@ -637,6 +637,8 @@ def compare(args: argparse.Namespace) -> None:
         raise ValueError(f"--lr is {args.lr}, expected more than 0 and finite")
     if args.json and (Path(args.json).is_dir() or not Path(args.json).parent.is_dir()):
         raise ValueError(f"cannot write {args.json}, expected a file in a folder that is there")
+    if Path(args.out).exists() and not Path(args.out).is_dir():
+        raise ValueError(f"--out is {args.out}, a file, expected a folder")
     if args.plot:
         if not Path(args.plot).is_dir():
             raise ValueError(f"{args.plot} is not there, expected a folder")

@@ -308,6 +308,8 @@ def test_figures_are_drawn(quick, tmp_path):
         (["--rivals", "sketch,cnn"], "'cnn' is no rival, expected some of none,full,sketch"),
         (["--ratios", "4,5"], "'5' is no ratio, expected some of 2,4,8,16"),
         (["--seeds", "0"], "--seeds is 0, expected 1 or more"),
+        (["--recall", "0"], "--recall is 0, expected 1 or more"),
+        (["--out", __file__], "a file, expected a folder"),
         (["--steps", "-3"], "--steps is -3, expected 1 or more"),
         (["--lr", "0"], "--lr is 0.0, expected more than 0 and finite"),
         (
