@@ -42,7 +42,9 @@ from train import (
     by_place,
     exact_match,
     held_out_bits,
+    check_examples,
     length_of,
+    must_agree,
     questions,
     reading_accuracy,
     run_settings,
@@ -218,7 +220,7 @@ class Rival:
 
     model: type[Vist2]
     training: str = "sketch"  # has a memory, and learns to read it; the others do not
-    writing: str | None = None  # None: cannot write with a rolling cache
+    writing: str | None = None  # None: left out of long writing
     spells: bool = True
 
 
@@ -296,6 +298,8 @@ def finished(
     out.mkdir(parents=True, exist_ok=True)
     path = out / "model.pt"
     resumed = read_checkpoint(path) if path.exists() else None
+    if resumed:
+        must_agree(path, resumed, settings)
     model = (restore(resumed, path, kind) if resumed else begin()).to(device)
     if not resumed or resumed["info"]["step"] < resumed["info"]["steps"]:
         try:
@@ -319,6 +323,7 @@ def taught(run: Run, steps: int, corpus: Corpus, device: torch.device, folder: P
     settings = run.settings(corpus, device) | {
         "stages": [asdict(stage) for stage in stages(INSTRUCT, rival.training, steps)],
         "lr": INSTRUCT_RATE * run.lr,
+        "steps": steps,
     }
     out = folder_of(run, corpus, device, folder) / f"instruct-{steps}"
     begin = partial(trained, run, corpus, device, folder)
@@ -645,6 +650,8 @@ def compare(args: argparse.Namespace) -> None:
         find_pyplot()
     device, folder = find_device(args.device), Path(args.out)
     corpus = load_corpus(args.data, Config().chunks * Config().chunk)
+    if args.recall:
+        check_examples(corpus, Config())
     steps, windows = (40, 32) if args.quick else (args.steps, None)
     machine = this_machine(device)
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
@@ -710,7 +717,7 @@ def compare(args: argparse.Namespace) -> None:
                     run,
                     taught(run, args.recall, corpus, device, folder),
                     corpus,
-                    windows or QUESTIONS,
+                    QUESTIONS,
                 )
                 for run in runs
             ),

@@ -11,6 +11,7 @@ import json
 import platform
 import re
 import sysconfig
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -189,7 +190,8 @@ def reading_batch(text: Text, rows: int, chunk: int, rng: torch.Generator):
 # ------------------------------------------------------------------------------ instructions
 
 # ASCII's own enquiry, acknowledge and end of transmission say who speaks; each has its glyph.
-ROLES = QUESTION, ANSWER, STOP = 0x05, 0x06, 0x04
+QUESTION, ANSWER, STOP = 0x05, 0x06, 0x04
+ROLE = re.compile(rb"[\x04-\x06]")
 KINDS = (b"0123456789", b"0123456789abcdef", b"abcdefghijklmnopqrstuvwxyz")  # of a fact's value
 VALUE = 4  # characters
 TURNS = 40  # questions in a row, at most
@@ -214,17 +216,13 @@ class Example:
         return len(self.context) + sum(len(q) + len(r) + 3 for q, r in self.turns)
 
 
-def roles(text: bytes) -> list[int]:
-    """Where a text holds a role's byte."""
-    return [at for at, byte in enumerate(text) if byte in ROLES]
-
-
 def refuse_roles(text: bytes) -> None:
     """Raises ValueError for text that holds a role's byte, which would be taken for a role."""
-    for at in roles(text):
+    found = ROLE.search(text)
+    if found:
         raise ValueError(
-            f"byte {at} of the text is {text[at]:#04x}, which marks a role: expected text without "
-            "the bytes 0x04, 0x05 and 0x06"
+            f"byte {found.start()} of the text is {found[0][0]:#04x}, which marks a role: "
+            "expected text without the bytes 0x04, 0x05 and 0x06"
         )
 
 
@@ -261,38 +259,40 @@ def draw(rng: torch.Generator, count: int) -> int:
 
 def plain(text: Text, length: int, rng: torch.Generator) -> bytes:
     """Some stretch of the text without a role's byte."""
-    while True:
+    for _ in range(TRIES):
         stretch = bytes(text.sample(1, length, rng)[0].tolist())
-        if not roles(stretch):
+        if not ROLE.search(stretch):
             return stretch
+    raise ValueError("found no text without the bytes 0x04, 0x05 and 0x06, which mark roles")
 
 
 def recall_example(text: Text, rng: torch.Generator, chunk: int, far: int, distance: int = 0):
-    """Lines of `key=value`, about eight a chunk, or two with text between them, and TURNS
+    """Lines of `key=value`, about eight a chunk, or two with text between them, and up to TURNS
     questions for values. Or one question, about eight facts a chunk, for a value whose line
-    begins `distance` chunks before the question's own."""
-    size = far * chunk + draw(rng, chunk)
-    dense = distance or draw(rng, 2)
-    context = bytearray()
-    facts: dict[bytes, bytes] = {}
-    asked_for: list[bytes] = []  # keys
-    while len(context) < size:
-        key = bytes(KINDS[2][draw(rng, 26)] for _ in range(1 + draw(rng, 3)))
-        kind = KINDS[draw(rng, len(KINDS))]
-        if key in facts:
-            continue
-        back = size // chunk - len(context) // chunk
-        facts[key] = bytes(kind[draw(rng, len(kind))] for _ in range(VALUE))
-        context += key + b"=" + facts[key] + b"\n"
-        if len(context) <= size and distance in (0, back):
-            asked_for.append(key)
-        if not dense:
-            context += plain(text, 1 + draw(rng, chunk // 2), rng) + b"\n"
-    if not asked_for:  # chunks of a few bytes: no line begins there
-        return recall_example(text, rng, chunk, far, distance)
-    turns = torch.randperm(len(asked_for), generator=rng)[: 1 if distance else TURNS].tolist()
-    asked_for = [asked_for[turn] for turn in turns]
-    return Example(bytes(context[:size]), tuple((key, facts[key]) for key in asked_for))
+    begins `distance` chunks before the question's own. Raises ValueError if none does."""
+    for _ in range(TRIES):
+        size = far * chunk + draw(rng, chunk)
+        dense = distance or draw(rng, 2)
+        context = bytearray()
+        facts: dict[bytes, bytes] = {}
+        asked_for: list[bytes] = []  # keys
+        while len(context) < size:
+            key = bytes(KINDS[2][draw(rng, 26)] for _ in range(1 + draw(rng, 3)))
+            kind = KINDS[draw(rng, len(KINDS))]
+            if key in facts:
+                continue
+            back = size // chunk - len(context) // chunk
+            facts[key] = bytes(kind[draw(rng, len(kind))] for _ in range(VALUE))
+            context += key + b"=" + facts[key] + b"\n"
+            if len(context) <= size and distance in (0, back):
+                asked_for.append(key)
+            if not dense:
+                context += plain(text, 1 + draw(rng, chunk // 2), rng) + b"\n"
+        if asked_for:
+            order = torch.randperm(len(asked_for), generator=rng)[: 1 if distance else TURNS]
+            turns = tuple((asked_for[i], facts[asked_for[i]]) for i in order.tolist())
+            return Example(bytes(context[:size]), turns)
+    raise ValueError(f"no fact fits {far} chunks of {chunk} bytes at distance {distance or 'any'}")
 
 
 @dataclass(frozen=True)
@@ -313,10 +313,12 @@ QUOTES = re.compile(
 
 
 def first_sentences(file: str, source: bytes) -> Iterator[Sentence]:
-    """Of each function and class of a module whose docstring begins with a sentence on one line."""
+    """Of each function and class whose docstring begins with a sentence on one line."""
     try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError):  # a topic of the reference, or no Python
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a file's syntax
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # no Python
         return
     lines = [0]
     for line in source.splitlines(keepends=True):
@@ -353,7 +355,7 @@ def docs_example(text: Text, rng: torch.Generator, chunk: int, far: int, distanc
         end = begin + last * chunk + draw(rng, chunk)
         source = text.files[found.file]
         context = source[begin:end]
-        if found.end <= end <= len(source) and not roles(context):
+        if found.end <= end <= len(source) and not ROLE.search(context):
             question = f"What does {found.name} do?".encode()
             return Example(context, ((question, source[found.start : found.end]),))
     raise ValueError("found no function with a docstring to ask for: expected Python sources")
@@ -361,7 +363,8 @@ def docs_example(text: Text, rng: torch.Generator, chunk: int, far: int, distanc
 
 def repeat_example(text: Text, rng: torch.Generator, chunk: int, far: int, distance: int = 0):
     """A stretch of text and the question to repeat it from a line on that begins `distance` chunks
-    before the question's own (drawn from 1 to far if 0). The response has a chunk's length."""
+    before the question's own (drawn from 1 to far if 0). The response has a chunk's length, or
+    ends with the text."""
     distance = distance or 1 + draw(rng, far)
     first = (far - distance) * chunk
     for _ in range(TRIES):

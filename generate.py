@@ -39,11 +39,12 @@ class Session:
     """A batch of texts of equal length being read and written, and its cache.
 
     history: "sketch" turns every finished chunk into its sketch; "prompt" only the prompt's;
-    "full" keeps all text, "none" the open chunk's. capacity: bytes of text the buffer is made for, by default the window
-    that training saw. When it is reached, the oldest half of the chunks is dropped and the rest
-    prefilled anew, so that the cache always equals a fresh prefill of what it holds.
+    "full" keeps all text, "none" the open chunk's. capacity: bytes of text the buffer is made for,
+    by default the window that training saw. When it is reached, the oldest half of the chunks is
+    dropped and the rest prefilled anew, so that the cache always equals a fresh prefill of what it
+    holds.
 
-    Raises ValueError for a history that cannot be written under, and for too small a capacity.
+    Raises ValueError for an unknown history and for too small a capacity.
     """
 
     def __init__(
@@ -76,7 +77,8 @@ class Session:
 
     @property
     def cache_entries(self) -> int:
-        """Entries held per sequence: floor(t/n) m + 1 + t mod n after t bytes; "full": t + 1."""
+        """Entries held per sequence after t bytes: floor(t/n) m + 1 + t mod n; "full": t + 1;
+        "none": 1 + t mod n."""
         return self.entries
 
     @property
@@ -375,7 +377,7 @@ def print_answer(model: Vist2, info: dict, args: argparse.Namespace) -> None:
     most = (info["far"] + 1) * model.config.chunk - 1
     if len(context) > most:
         print(
-            f"generate.py: the context is {len(context)} bytes, training saw at most {most}: "
+            f"generate.py: the context is {len(context)} bytes, expected at most {most}: "
             f"the first {len(context) - most} bytes are cut, --lines chooses others",
             file=sys.stderr,
         )
@@ -506,6 +508,8 @@ def run(args: argparse.Namespace) -> None:
     check_seed(args.seed)
     if args.samples < 1:
         raise ValueError(f"--samples is {args.samples}, expected 1 or more")
+    if args.lines and args.ask is None:
+        raise ValueError("--lines A-B is for --ask")
     if (args.ask is None) != (args.context is None):
         raise ValueError("--ask QUESTION and --context FILE, - for standard input, go together")
     model, info = load_checkpoint(args.checkpoint, find_device(args.device))

@@ -3,6 +3,7 @@
     python train.py                       the README's model; its corpus needs no download
     python train.py --history none        a reference: sees its own chunk only
     python train.py --history full        a reference: sees all text, a plain GPT
+    python train.py --stage instruct      then learn to answer questions about a past
     python train.py --resume              go on where a run stopped, on a CPU bit for bit
 
 The language model forgets its eyes before it finds a use for them, unless four things hold:
@@ -63,8 +64,8 @@ class Stage:
     (`text`), or with sketches as the only past and chunks of a sixteenth, a quarter or the whole
     of the config's chunk length. They are quarters. The last are questions about a context, loss
     on responses only (see data.EXAMPLES); the context is `far` chunks and an open one, in every
-    fourth batch 1, 2, 4 .. up to four times as many. Spelling goes on:
-    wherever sketches are made, SPELLING times the loss of spelling them is added.
+    fourth batch 1, 2, 4 .. up to four times as many. Spelling goes on: wherever sketches are made,
+    SPELLING times the loss of spelling them is added.
     """
 
     name: str
@@ -95,10 +96,10 @@ class Stage:
         """Chunks of the longest context."""
         return self.far if self.own else 4 * self.far
 
-    def with_own_examples(self, far: int) -> "Stage":
+    def with_own_examples(self) -> "Stage":
         """The user's examples in place of the generated ones."""
         none = dict.fromkeys(EXAMPLES, 0)
-        return replace(self, **none, own=sum(self.instructions.values()), far=far)
+        return replace(self, **none, own=sum(self.instructions.values()), far=LONGEST)
 
 
 PARTS = {"sixteenth": 1 / 16, "quarter": 1 / 4, "whole": 1}  # of the config's chunk length
@@ -191,7 +192,7 @@ def batches(
         rng = generator(seed, task, step)
         if task == "own":
             examples = alike(corpus.own, share * size, rng)
-        else:  # all of one length
+        else:  # of about one length, without the turns
             far = stage.far if draw(rng, 4) else 2 ** draw(rng, stage.farthest.bit_length())
             rows = max(1, round(share * size / ((far + 2) * config.chunk)))
             examples = [EXAMPLES[task](text, rng, config.chunk, far) for _ in range(rows)]
@@ -200,6 +201,12 @@ def batches(
         pairs = max(2, round(stage.reading * size / (2 * config.chunk)))
         rng = generator(seed, "reading", step)
         yield "reading", stage.reading, reading_batch(text, pairs, config.chunk, rng)
+
+
+def check_examples(corpus: Corpus, config: Config) -> None:
+    """Raises ValueError if a corpus is not one to make the longest examples from."""
+    for example in EXAMPLES.values():
+        example(corpus.train, generator("check"), config.chunk, INSTRUCT[-1].farthest)
 
 
 def to_device(batch, device: torch.device):
@@ -357,12 +364,12 @@ def report_answers(model: Vist2, corpus: Corpus, history: str) -> None:
     print("\nchunks from what is asked for to the question, and share answered exactly:")
     print("  distance  recall    docs  edit distance of docs, 0 to 1")
     for distance in DISTANCES:
+        recall = exact_match(model, questions(corpus, "recall", n, distance, QUESTIONS), history)
         try:
             examples = questions(corpus, "docs", n, distance, QUESTIONS)
-        except ValueError as error:  # held-out files may be short
-            print(f"  {distance:8} {error}")
+        except ValueError:  # held-out files may be short
+            print(f"  {distance:8} {recall:7.3f}    none")
             continue
-        recall = exact_match(model, questions(corpus, "recall", n, distance, QUESTIONS), history)
         docs = exact_match(model, examples, history)
         edits = []
         for example in examples[: QUESTIONS // 8]:
@@ -545,7 +552,7 @@ def train(
 def run_settings(config: Config, recipe: dict, history: str, plan: list[Stage], **more) -> dict:
     """All that a run depends on, as plain types; a resume must agree with it.
 
-    recipe: see DEFAULTS. more: data, seed, bf16 and compile, and what it starts from.
+    recipe: see DEFAULTS. more: data, own, seed, bf16 and compile.
     """
     constants = {"spelling": SPELLING, "adamw": ADAMW_RATE}
     constants["stages"] = [asdict(stage) for stage in plan]
@@ -700,13 +707,12 @@ def run(args: argparse.Namespace, out: Path) -> None:
             recipe[name] = given
     if args.stage == "language" and (args.start or args.instruct):
         raise ValueError("--start and --instruct are for --stage instruct")
+    if args.resume and args.start:
+        raise ValueError("--resume goes on from the run in --out, --start from another")
     corpus = load_corpus(args.data, config.chunks * config.chunk)
     if args.instruct:
         corpus.own = read_examples(args.instruct, LONGEST * config.chunk)
-        far = max(len(example.context) for example in corpus.own) // config.chunk
-        table = [stage.with_own_examples(far) for stage in table]
-    elif args.stage == "instruct":  # raises ValueError if no file is as long as a context
-        corpus.train.sample(1, (table[-1].farthest + 1) * config.chunk, generator("longest"))
+        table = [stage.with_own_examples() for stage in table]
     settings = run_settings(
         config,
         recipe,
@@ -730,6 +736,8 @@ def run(args: argparse.Namespace, out: Path) -> None:
         start = Path(args.start or f"runs/{args.history}/model.pt")
         before = read_checkpoint(start)
         must_agree(start, before, asdict(config) | {"history": args.history})
+        if not args.instruct:
+            check_examples(corpus, config)
 
     torch.manual_seed(args.seed)
     model = (restore(before, path) if before else Vist2(config)).to(device)

@@ -174,6 +174,10 @@ def test_places_to_ask_for_that_are_not_there_are_refused():
     prose, line = data.Text({"a": b"no source, no lines " * 20}, 64), data.generator("test")
     with pytest.raises(ValueError, match="expected Python sources"):
         data.docs_example(prose, line, 64, 3)
+    with pytest.raises(ValueError, match="no fact fits 1 chunks of 2 bytes"):
+        data.recall_example(prose, line, 2, 1)
+    with pytest.raises(ValueError, match="no text without the bytes 0x04"):
+        data.plain(data.Text({"a": b"\x04" * 99}, 64), 9, line)
     with pytest.raises(ValueError, match="expected text in lines"):
         data.repeat_example(prose, line, 64, 3)
     with pytest.raises(ValueError, match="no file is as long as an example's text, "):

@@ -223,26 +223,26 @@ def test_own_examples_take_the_place_of_the_generated_ones(start, tmp_path, caps
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in fields))
     model = start("language", "--steps", "3") / "model.pt"
-    instruct = ["--stage", "instruct", "--start", str(model), "--instruct", str(path)]
-    folder = start("own", *instruct, "--steps", "8")
+    instruct = ["--stage", "instruct", "--instruct", str(path), "--steps", "8"]
+    folder = start("own", *instruct, "--start", str(model))
     assert log_of(folder)[-1].keys() >= {"own", "whole", "reading"}
     assert not log_of(folder)[-1].keys() & data.EXAMPLES.keys()
     assert "answered exactly" not in capsys.readouterr().out
-    assert read_checkpoint(folder / "model.pt")["info"]["far"] == 8 * 25 // 16
+    assert read_checkpoint(folder / "model.pt")["info"]["far"] == train.LONGEST
     path.write_text(path.read_text().replace("blue", "pink"))
     with pytest.raises(SystemExit, match="own was"):
-        start("own", *instruct, "--steps", "8", "--resume")
+        start("own", *instruct, "--resume")
 
 
-@pytest.mark.parametrize("table", [train.CURRICULUM, train.INSTRUCT])
 @pytest.mark.parametrize("history", ["full", "none"])
-def test_references_answer_the_same_questions(sources, table, history):
+def test_references_answer_the_same_questions(sources, history):
     corpus, config = load_corpus(str(sources), 64), Config.preset("mini", chunk=16)
-    ours, theirs = (train.stages(table, seen, 12)[-1] for seen in ("sketch", history))
+    ours, theirs = (train.stages(train.INSTRUCT, seen, 12)[-1] for seen in ("sketch", history))
     drawn = [
         {task: batch[0] for task, _, batch in train.batches(stage, config, corpus, 512, 0, 7, 5)}
         for stage in (ours, theirs)
     ]
+    assert ours.instructions == theirs.instructions and len(ours.instructions) == 3
     for task in ours.instructions:
         assert torch.equal(drawn[0][task], drawn[1][task])
 
@@ -451,6 +451,7 @@ BAD_INPUT = [
     (["--history", "some"], "invalid choice: 'some'"),
     (["--start", "done/model.pt"], "are for --stage instruct"),
     (["--instruct", "new"], "are for --stage instruct"),
+    (["--stage", "instruct", "--start", "done/model.pt", "--resume"], "--start from another"),
     (["--stage", "instruct", "--start", "missing.pt"], "missing.pt is not there"),
     (["--stage", "instruct", "--start", "damaged/model.pt"], "damaged or not a checkpoint"),
     (["--stage", "instruct", "--start", "done/model.pt", "--cell", "8x4"], "cell was (16, 4)"),
