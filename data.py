@@ -242,7 +242,7 @@ def instruct_batch(examples: list[Example], chunk: int):
             answers.append((len(text), len(text) + len(response) + 1))
             text += response + bytes([STOP])
         rows.append((text, answers))
-    length = max(-(-len(text) // chunk) for text, _ in rows) * chunk
+    length = max(2, *(-(-len(text) // chunk) for text, _ in rows)) * chunk  # one sketch at least
     batch, weights = torch.zeros(len(rows), length).long(), torch.zeros(len(rows), length)
     for row, (text, answers) in enumerate(rows):
         batch[row, : len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)

@@ -215,6 +215,19 @@ def test_instructions_stopped_and_resumed_equal_the_unbroken_run(
     assert capsys.readouterr().out
 
 
+def test_an_example_shorter_than_a_chunk_can_be_learned_and_asked(start, tmp_path, capsys):
+    line = {"context": "", "prompt": "Hue?", "response": "red"}
+    (tmp_path / "own.jsonl").write_text(json.dumps(line))
+    (tmp_path / "context").write_bytes(b"")
+    model = str(start("language", "--steps", "3") / "model.pt")
+    own = ["--instruct", str(tmp_path / "own.jsonl"), "--steps", "3"]
+    folder = start("own", "--stage", "instruct", "--start", model, *own)
+    capsys.readouterr()
+    ask = ["--ask", "Hue?", "--context", str(tmp_path / "context"), "--max-new-bytes", "5"]
+    generate.main(["--checkpoint", str(folder / "model.pt"), *ask])
+    assert "never learned" not in capsys.readouterr().err
+
+
 def test_own_examples_take_the_place_of_the_generated_ones(start, tmp_path, capsys):
     path = tmp_path / "own.jsonl"
     fields = [
