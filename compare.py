@@ -34,19 +34,17 @@ from generate import Session, errors_in_one_line, find_device, write
 from train import (
     CURRICULUM,
     DEFAULTS,
-    DISTANCES,
     INSTRUCT,
     INSTRUCT_RATE,
     PLACES,
     QUESTIONS,
     by_place,
-    exact_match,
-    held_out_bits,
     check_examples,
+    held_out_bits,
     length_of,
     must_agree,
-    questions,
     reading_accuracy,
+    recall_by_distance,
     run_settings,
     stages,
     train,
@@ -328,18 +326,6 @@ def taught(run: Run, steps: int, corpus: Corpus, device: torch.device, folder: P
     out = folder_of(run, corpus, device, folder) / f"instruct-{steps}"
     begin = partial(trained, run, corpus, device, folder)
     return finished(begin, rival.model, settings, corpus, device, out)
-
-
-def recall(run: Run, model: Vist2, corpus: Corpus, count: int) -> dict:
-    """Share of values that a model gives exactly, by the distance in chunks."""
-    history, chunk = RIVALS[run.rival].training, run.config.chunk
-    return {"rival": run.rival} | {
-        f"{distance} back": exact_match(
-            model, questions(corpus, "recall", chunk, distance, count), history
-        )
-        for distance in DISTANCES
-        if distance <= run.config.chunks
-    }
 
 
 def score(run: Run, model: Vist2, corpus: Corpus, windows: int | None) -> dict:
@@ -705,22 +691,22 @@ def compare(args: argparse.Namespace) -> None:
             long_writing(writers, models, models("full", JUDGE_SEED), corpus),
         )
     if args.recall:
-        runs = [
-            Run(name, 4 if name in REFERENCES else first, 0, steps, args.lr)
-            for name in args.rivals
-        ]
+
+        def recalled(name: str) -> dict:
+            run = Run(name, 4 if name in REFERENCES else first, 0, steps, args.lr)
+            shares = recall_by_distance(
+                taught(run, args.recall, corpus, device, folder),
+                corpus,
+                RIVALS[name].training,
+                run.config.chunks,
+                QUESTIONS,
+            )
+            return {"rival": name} | {f"{far} back": share for far, share in shares.items()}
+
         content["recall"] = show(
             f"Recall at {first}x after {args.recall} steps of instructions: share of values "
             "given exactly, by distance in chunks",
-            (
-                recall(
-                    run,
-                    taught(run, args.recall, corpus, device, folder),
-                    corpus,
-                    QUESTIONS,
-                )
-                for run in runs
-            ),
+            map(recalled, args.rivals),
         )
     if args.json:
         save_json(Path(args.json), content)

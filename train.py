@@ -335,16 +335,15 @@ def questions(corpus: Corpus, task: str, chunk: int, distance: int, count: int) 
     ]
 
 
-def recall_by_distance(model: Vist2, corpus: Corpus, history: str) -> dict[str, float]:
-    """Exact match of recall at distances up to 8, a few questions each."""
+def recall_by_distance(
+    model: Vist2, corpus: Corpus, history: str, farthest: int, count: int
+) -> dict[int, float]:
+    """Exact match of recall at each of DISTANCES up to `farthest`, `count` questions each."""
+    chunk = model.config.chunk
     return {
-        f"recall {distance}": exact_match(
-            model,
-            questions(corpus, "recall", model.config.chunk, distance, QUESTIONS // 8),
-            history,
-        )
+        distance: exact_match(model, questions(corpus, "recall", chunk, distance, count), history)
         for distance in DISTANCES
-        if distance <= 8
+        if distance <= farthest
     }
 
 
@@ -529,7 +528,10 @@ def train(
             if save_now:
                 line["held out"] = evaluate(model, corpus, settings["history"], count=64)
                 if stage.recall:
-                    line["held out"] |= recall_by_distance(model, corpus, settings["history"])
+                    shares = recall_by_distance(
+                        model, corpus, settings["history"], 8, QUESTIONS // 8
+                    )
+                    line["held out"] |= {f"recall {far}": share for far, share in shares.items()}
             log.write(json.dumps(line) + "\n")
             log.flush()  # before the checkpoint: a log may run ahead of it, never fall behind
             if save_now:
@@ -554,8 +556,8 @@ def run_settings(config: Config, recipe: dict, history: str, plan: list[Stage], 
 
     recipe: see DEFAULTS. more: data, own, seed, bf16 and compile.
     """
-    constants = {"spelling": SPELLING, "adamw": ADAMW_RATE}
-    constants["stages"] = [asdict(stage) for stage in plan]
+    table = [asdict(stage) for stage in plan]
+    constants = {"spelling": SPELLING, "adamw": ADAMW_RATE, "stages": table}
     return asdict(config) | recipe | {"history": history} | more | constants
 
 
