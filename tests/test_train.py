@@ -285,6 +285,24 @@ def test_muon_takes_the_matrices_inside_blocks_and_adamw_the_rest():
         assert (id(parameter) in muon) != (id(parameter) in adamw)
 
 
+def test_muon_is_torchs_own_but_in_float32():
+    """That one computes in bfloat16, which is 1 % off."""
+    begun = [torch.randn(shape) for shape in ((24, 96), (96, 24), (32, 32))]
+    ours, theirs = ([torch.nn.Parameter(p.clone()) for p in begun] for _ in range(2))
+    optimizers = (
+        train.Muon(ours, lr=0.01),
+        torch.optim.Muon(theirs, lr=0.01, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+    )
+    for _ in range(3):
+        for p, q in zip(ours, theirs):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for start, p, q in zip(begun, ours, theirs):
+        assert (p - q).norm() < 0.03 * (q - start).norm()
+
+
 def test_a_few_steps_lower_every_loss(start):
     log = log_of(start("run", "--steps", "60"))
     for task in ("spelling", "reading", "text", *train.PARTS):
