@@ -12,6 +12,7 @@ import platform
 import re
 import sysconfig
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -308,12 +309,13 @@ class Sentence:
 
 
 QUOTES = re.compile(
-    rb"""[rR]?(\"{3}|'{3}|"|')\s*(?P<sentence>[^\n\\\x04-\x06]{8,}?\.)(?=\s|"{3}|'{3}|"|')"""
+    rb"""[rR]?("{3}|'{3}|"|')\s*(?P<sentence>[^\n\\\x04-\x06]{8,}?(?<!e\.g|i\.e)\.)(?=\s|\1)"""
 )
 
 
 def first_sentences(file: str, source: bytes) -> Iterator[Sentence]:
-    """Of each function and class whose docstring begins with a sentence on one line."""
+    """Of each function and class whose docstring begins with a sentence on one line. A name that
+    is defined twice is left out: nobody could know which is meant."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a file's syntax
@@ -339,7 +341,9 @@ def first_sentences(file: str, source: bytes) -> Iterator[Sentence]:
                     yield Sentence(file, inner, defined, *found.span("sentence"))
             yield from visit(child, inner)
 
-    yield from visit(tree, module)
+    sentences = list(visit(tree, module))
+    times = Counter(sentence.name for sentence in sentences)
+    yield from (sentence for sentence in sentences if times[sentence.name] == 1)
 
 
 def docs_example(text: Text, rng: torch.Generator, chunk: int, far: int, distance: int = 0):
@@ -373,8 +377,9 @@ def repeat_example(text: Text, rng: torch.Generator, chunk: int, far: int, dista
         lines = [at for at in lines if len(context[at : at + QUOTED].strip()) >= QUOTED // 2]
         if lines:
             at = lines[draw(rng, len(lines))]
-            question = b"Repeat from: " + context[at : at + QUOTED].split(b"\n")[0]
-            return Example(context, ((question, context[at : at + chunk]),))
+            line = context[at : at + QUOTED].split(b"\n")[0]
+            if context.count(line) == 1:
+                return Example(context, ((b"Repeat from: " + line, context[at : at + chunk]),))
     raise ValueError("found no line to repeat from: expected text in lines")
 
 

@@ -112,6 +112,17 @@ class Box:
     def shut(self):
         """A sentence that goes on
         over two lines."""
+
+    def tie(self):
+        """Tie, e.g. with '.' or "a.", a knot. That is all."""
+
+
+def twice():
+    """Stands here."""
+
+
+def twice():
+    """Stands here again."""
 '''
 
 
@@ -121,6 +132,7 @@ def test_sentences_are_those_of_docstrings_and_stand_in_the_source():
         "pack.age.first": b"Return what comes first.",
         "pack.age.Box": b"Holds a thing.",
         "pack.age.Box.open": b"Show what is inside.",
+        "pack.age.Box.tie": b"""Tie, e.g. with '.' or "a.", a knot.""",
     }
     assert SOURCE[found["pack.age.Box"].defined :].startswith(b"class Box")
     assert list(data.first_sentences("topics/if", b"The if statement. It is\\n no Python")) == []
@@ -129,7 +141,7 @@ def test_sentences_are_those_of_docstrings_and_stand_in_the_source():
 @pytest.mark.parametrize("distance", [1, 2, 3])
 @pytest.mark.parametrize("task", data.EXAMPLES)
 def test_what_is_asked_for_stands_where_it_is_said_to_stand(task, distance):
-    text = data.Text({"a.py": SOURCE * 4}, 64)
+    text = data.Text({"a.py": SOURCE}, 64)
     for step in range(20):
         rng = data.generator("test", task, step)
         example = data.EXAMPLES[task](text, rng, 64, 3, distance)
@@ -144,6 +156,9 @@ def test_what_is_asked_for_stands_where_it_is_said_to_stand(task, distance):
             assert (
                 distance in back and own_chunk <= 3 + (task == "docs") and len(example.turns) == 1
             )
+            if task == "repeat":
+                line = question.removeprefix(b"Repeat from: ")
+                assert example.context.count(line) == 1 and response.startswith(line)
         again = data.EXAMPLES[task](text, data.generator("test", task, step), 64, 3, distance)
         assert again == example
 
