@@ -512,6 +512,9 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("--lines A-B is for --ask")
     if (args.ask is None) != (args.context is None):
         raise ValueError("--ask QUESTION and --context FILE, - for standard input, go together")
+    continues = args.ask is None and args.read is None
+    if not continues and (args.samples > 1 or args.stats or args.history_chunks is not None):
+        raise ValueError("--samples, --stats and --history-chunks are for continuing a text")
     model, info = load_checkpoint(args.checkpoint, find_device(args.device))
     if args.bf16:
         model.to(torch.bfloat16)
