@@ -788,6 +788,9 @@ def run(args: argparse.Namespace, out: Path) -> None:
     began = time.perf_counter()
     info = train(model, corpus, settings, out, device, resumed)
     report(model, corpus, info)
+        done, steps = before["info"]["step"], before["info"]["steps"]
+        if done < steps:
+            raise ValueError(f"{start} was stopped at step {done} of {steps}, expected a whole run")
     if table[-1].recall:
         report_answers(model, corpus, args.history)
     print(f"\n{path} after {(time.perf_counter() - began) / 60:.1f} minutes")

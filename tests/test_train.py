@@ -485,6 +485,7 @@ BAD_INPUT = [
     (["--stage", "instruct", "--start", "done/model.pt", "--resume"], "--start from another"),
     (["--stage", "instruct", "--start", "missing.pt"], "missing.pt is not there"),
     (["--stage", "instruct", "--start", "damaged/model.pt"], "damaged or not a checkpoint"),
+    (["--stage", "instruct", "--start", "stopped/model.pt"], "was stopped at step 2 of 5"),
     (["--stage", "instruct", "--start", "done/model.pt", "--cell", "8x4"], "cell was (16, 4)"),
     (
         ["--stage", "instruct", "--start", "done/model.pt", "--instruct", "missing"],
@@ -508,11 +509,13 @@ def test_bad_input_gets_one_clear_line_and_nothing_is_lost(start, tmp_path, monk
     (tmp_path / "new").write_bytes(bytes(range(256)) * 20)
     done = (start("done", "--steps", "5") / "model.pt").read_bytes()
     content = read_checkpoint(tmp_path / "done" / "model.pt")
-    for name in ("damaged", "nothing", "other code", "no settings"):
+    for name in ("damaged", "nothing", "other code", "no settings", "stopped"):
         (tmp_path / name).mkdir()
     (tmp_path / "damaged" / "model.pt").write_bytes(done[: len(done) // 2])
     (tmp_path / "nothing" / "model.pt").touch()
     torch.save(content | {"model": {}}, tmp_path / "other code" / "model.pt")
+    stopped = content | {"info": content["info"] | {"step": 2, "steps": 5}}
+    torch.save(stopped, tmp_path / "stopped" / "model.pt")
     del content["settings"]
     torch.save(content, tmp_path / "no settings" / "model.pt")
     read_bytes = Path.read_bytes
