@@ -81,17 +81,18 @@ class Recent(Vist2):
         mask = (key <= place[:, None]) & (key >= first[:, None])
         return partial(F.scaled_dot_product_attention, attn_mask=mask, enable_gqa=True)
 
-    def forward(self, text, openings=None, history="recent", memory=None):
-        return super().forward(text, openings, "full", memory)
+    def forward(self, text, openings=None, history="recent", memory=None, **more):
+        return super().forward(text, openings, "full", memory, **more)
 
 
 class PromptOnly(Vist2):
     """The first half as sketches, the rest as text: Glyph; "Text or Pixels?"."""
 
-    def forward(self, text, openings=None, history="sketch", memory=None):
+    def forward(self, text, openings=None, history="sketch", memory=None, **more):
         if history == "sketch":
             history = "prompt"
-        return super().forward(text, openings, history, memory, prompt_chunks=text.shape[1] // 2)
+        prompt_chunks = text.shape[1] // 2
+        return super().forward(text, openings, history, memory, prompt_chunks, **more)
 
 
 class SlowFast(Vist2):
@@ -100,17 +101,18 @@ class SlowFast(Vist2):
 
     window = 1
 
-    def forward(self, text, openings=None, history="sketch", memory=None):
+    def forward(self, text, openings=None, history="sketch", memory=None, **more):
         reads = openings is not None and bool((openings == READ).any())  # from the sketch alone
         window = self.window if history == "sketch" and not reads else 0
-        return super().forward(text, openings, history, memory, window=window)
+        return super().forward(text, openings, history, memory, window=window, **more)
 
 
 class Leak(Vist2):
     """No rival but an ablation: sketch tokens see their own chunk's text in the decoder."""
 
-    def forward(self, text, openings=None, history="sketch", memory=None):
-        return super().forward(text, openings, history, memory, leak=history == "sketch")
+    def forward(self, text, openings=None, history="sketch", memory=None, **more):
+        leak = history == "sketch"
+        return super().forward(text, openings, history, memory, leak=leak, **more)
 
 
 class Frozen(Vist2):

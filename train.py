@@ -89,7 +89,7 @@ class Stage:
 
     @property
     def instructions(self) -> dict[str, float]:
-        return {task: getattr(self, task) for task in (*EXAMPLES, "own") if getattr(self, task)}
+        return {task: getattr(self, task) for task in ASKED if getattr(self, task)}
 
     @property
     def farthest(self) -> int:
@@ -102,6 +102,7 @@ class Stage:
         return replace(self, **none, own=sum(self.instructions.values()), far=LONGEST)
 
 
+ASKED = (*EXAMPLES, "own")
 PARTS = {"sixteenth": 1 / 16, "quarter": 1 / 4, "whole": 1}  # of the config's chunk length
 # fmt: off
 CURRICULUM = (
@@ -216,7 +217,6 @@ def to_device(batch, device: torch.device):
     return [tensor.pin_memory().to(device, non_blocking=True) for tensor in batch]
 
 
-def make_optimizers(model: Vist2, lr: float) -> list[torch.optim.Optimizer]:
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024), for matrices: every step is the momentum with its singular values
     brought close to 1, so that all directions of a matrix are learned alike.
@@ -253,6 +253,7 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 
+def make_optimizers(model: Vist2, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside blocks, AdamW for all other weights."""
     matrices, others = [], []
     for name, p in model.named_parameters():
@@ -352,8 +353,10 @@ def exact_match(model: Vist2, examples: list[Example], history: str) -> float:
     device, right = model.decoder.head.weight.device, 0
     for first in range(0, len(examples), 16):
         batch = instruct_batch(examples[first : first + 16], model.config.chunk)
+        counted = first_counted(batch[-1])
         text, openings, weights = to_device(batch, device)
-        wrong = (model(text, openings, history).argmax(-1) != text) & (weights > 0)
+        guessed = model(text, openings, history, first=counted).argmax(-1)
+        wrong = (guessed != text[:, counted:]) & (weights[:, counted:] > 0)
         right += (~wrong.flatten(1).any(dim=1)).sum().item()
     return right / len(examples)
 
@@ -445,8 +448,18 @@ def report(model: Vist2, corpus: Corpus, info: dict) -> None:
 SAVE_EVERY = 250  # steps; also evaluates a little, for the log
 
 
-def task_losses(model, task, history, text, openings, weights) -> dict[str, torch.Tensor]:
-    """Losses of one task in nats per byte, by name, and the share of bytes that are read right."""
+def first_counted(weights: torch.Tensor) -> int:
+    """The first chunk of (B, N, n) weights that is not zero in all rows."""
+    return int(weights.amax(dim=(0, 2)).nonzero()[0])
+
+
+def task_losses(
+    model, task, history, text, openings, weights, first=0
+) -> dict[str, torch.Tensor]:
+    """Losses of one task in nats per byte, by name, and the share of bytes that are read right.
+
+    first: no byte of the chunks before it counts.
+    """
     measured, memory = {}, None
     if task == "text":
         history = "full"
@@ -455,8 +468,8 @@ def task_losses(model, task, history, text, openings, weights) -> dict[str, torc
         memory = model.remember(seen)
         measured["spelling"] = loss(model.spell(memory), seen)
     if task != "spelling":
-        logits = model(text, openings, history, memory)
-        measured[task] = loss(logits, text, weights)
+        logits = model(text, openings, history, memory, first=first)
+        measured[task] = loss(logits, text[:, first:], weights[:, first:])
     if task == "reading":
         measured["accuracy"] = ((logits.argmax(-1) == text) * weights).sum() / weights.sum()
     return measured
@@ -471,7 +484,8 @@ def train_step(compute, model, tasks, settings: dict, device: torch.device) -> d
     log = {}
     for task, share, batch in tasks:
         with torch.autocast(device.type, torch.bfloat16, enabled=settings["bf16"]):
-            measured = compute(model, task, settings["history"], *to_device(batch, device))
+            first = first_counted(batch[-1]) if task in ASKED else 0
+            measured = compute(model, task, settings["history"], *to_device(batch, device), first)
         counts = {"spelling": SPELLING, task: 1.0}  # the task of spelling counts in full
         total = sum(counts[name] * nats for name, nats in measured.items() if name in counts)
         (share * total).backward()
@@ -774,6 +788,9 @@ def run(args: argparse.Namespace, out: Path) -> None:
         start = Path(args.start or f"runs/{args.history}/model.pt")
         before = read_checkpoint(start)
         must_agree(start, before, asdict(config) | {"history": args.history})
+        done, steps = before["info"]["step"], before["info"]["steps"]
+        if done < steps:
+            raise ValueError(f"{start} was stopped at step {done} of {steps}, expected a whole run")
         if not args.instruct:
             check_examples(corpus, config)
 
@@ -788,9 +805,6 @@ def run(args: argparse.Namespace, out: Path) -> None:
     began = time.perf_counter()
     info = train(model, corpus, settings, out, device, resumed)
     report(model, corpus, info)
-        done, steps = before["info"]["step"], before["info"]["steps"]
-        if done < steps:
-            raise ValueError(f"{start} was stopped at step {done} of {steps}, expected a whole run")
     if table[-1].recall:
         report_answers(model, corpus, args.history)
     print(f"\n{path} after {(time.perf_counter() - began) / 60:.1f} minutes")

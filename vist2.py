@@ -270,17 +270,21 @@ def sketch_positions(chunks: torch.Tensor, n: int, m: int) -> torch.Tensor:
     return rearrange(chunks[:, None] * n + ends, "S m -> (S m)")
 
 
-def places(N: int, n: int, m: int, S: int, device=None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where everything stands: N chunks of text, of which the S leading ones have a sketch.
+def places(
+    N: int, n: int, m: int, S: int, device=None, first: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where everything stands: N chunks of text, of which the S leading ones have a sketch; the
+    text of chunks before `first` is left out.
 
-    The order of the tokens is all sketches, then all text, T = S m + N n. Returns `ids` (3, T) for
-    `visible`, with the rows chunk, kind (0 text, 1 sketch) and index within the kind, and
+    The order of the tokens is all sketches, then all text, T = S m + (N - first) n. Returns `ids`
+    (3, T) for `visible`, with the rows chunk, kind (0 text, 1 sketch) and index within the kind, and
     `positions` (T,) for RoPE: input k of chunk i, of which 0 is the opening, stands at i n + k.
     Text from chunk S on has no sketch to stand for it: it is one long chunk, S. So one rule serves
     all histories of N = 4 chunks: "sketch" has S = 3, chunk 3 being the open one; "prompt" after a
     prompt of two chunks S = 2, chunks 2 and 3 being one; "full" S = 0, one chunk of all text.
     """
-    text, sketch = torch.arange(N * n, device=device), torch.arange(S * m, device=device)
+    text = torch.arange(first * n, N * n, device=device)
+    sketch = torch.arange(S * m, device=device)
     text_ids = torch.stack([(text // n).clamp(max=S), torch.zeros_like(text), text])
     sketch_ids = torch.stack([sketch // m, torch.ones_like(sketch), sketch])
     positions = torch.cat([sketch_positions(torch.arange(S, device=device), n, m), text])
@@ -320,13 +324,16 @@ def visible(query: torch.Tensor, key: torch.Tensor, window=0, leak=False) -> tor
     return causal & torch.where(k_kind == 1, sketch_seen, text_seen)
 
 
-def block_masks(ids: torch.Tensor, S: int, m: int, blocks: int) -> list[torch.Tensor]:
+def block_masks(
+    ids: torch.Tensor, S: int, m: int, blocks: int, first: int = 0
+) -> list[torch.Tensor]:
     """`visible`, without most of what nobody sees: for each block of t bytes, whole chunks, a mask
     (t, s + t) over the s sketches before the block's last chunk and the block itself."""
     sketch_ids, text_ids = ids.split([S * m, ids.shape[1] - S * m], dim=1)
     masks = []
     for block, own in enumerate(text_ids.chunk(blocks, dim=1), start=1):
-        before = sketch_ids[:, : (block * (S + 1) // blocks - 1) * m]
+        last = first + block * (S + 1 - first) // blocks - 1  # chunk of the block
+        before = sketch_ids[:, : last * m]
         masks.append(visible(own, torch.cat([before, own], dim=1)))
     return masks
 
@@ -437,6 +444,7 @@ class Vist2(nn.Module):
         prompt_chunks=0,
         window=0,
         leak=False,
+        first=0,
     ):
         """Logits of every byte of a text, given what its history policy lets it see.
 
@@ -445,26 +453,30 @@ class Vist2(nn.Module):
         "prompt", `prompt_chunks` leading chunks are the prompt. memory: sketch tokens (B, N, m, C)
         to use instead of remember(text); the last chunk's are seen by nobody and may be left out.
         window, leak: see `visible`, for "sketch".
-        Returns (B, N, n, 256) logits, of which [:, i, k] predicts text[:, i, k].
+        first: no logits are wanted of the chunks before it. Where nobody sees their text, they
+        enter the decoder as sketches alone.
+        Returns (B, N - first, n, 256) logits, of which [:, i, k] predicts text[:, first + i, k].
         """
         B, N, n = text.shape
         if openings is None:
             openings = torch.full((B, N), START, device=text.device)
         if history == "none":  # every chunk is a row of its own
             rows = self(
-                rearrange(text, "B N n -> (B N) 1 n"),
-                rearrange(openings, "B N -> (B N) 1"),
+                rearrange(text[:, first:], "B N n -> (B N) 1 n"),
+                rearrange(openings[:, first:], "B N -> (B N) 1"),
                 "full",
             )
-            return rearrange(rows, "(B N) 1 n V -> B N n V", N=N)
+            return rearrange(rows, "(B N) 1 n V -> B N n V", B=B)
         if history not in HISTORIES:
             raise ValueError(f"history is {history!r}, expected one of {', '.join(HISTORIES)}")
         S = min({"sketch": N, "full": 0, "prompt": prompt_chunks}[history], N - 1)
 
         opened = 1 if window else S + 1  # chunks whose opening is not the byte before
-        first = torch.cat([openings[:, :opened], text[:, opened - 1 : -1, -1]], dim=1)  # (B, N)
-        inputs = torch.cat([first[:, :, None], text[:, :, :-1]], dim=2)  # (B, N, n)
-        x = rearrange(self.embed(inputs), "B N n C -> B (N n) C")
+        before = torch.cat([openings[:, :opened], text[:, opened - 1 : -1, -1]], dim=1)  # (B, N)
+        inputs = torch.cat([before[:, :, None], text[:, :, :-1]], dim=2)  # (B, N, n)
+        own_only = 0 < S == N - 1 and not window and not leak  # bytes see their own chunk's alone
+        left_out = first if own_only else 0
+        x = rearrange(self.embed(inputs[:, left_out:]), "B N n C -> B (N n) C")
         if S == 0:
             attend = self.attend_text(N, n)
             x = self.decoder(
@@ -473,16 +485,17 @@ class Vist2(nn.Module):
         else:
             memory = (self.remember(text[:, :S]) if memory is None else memory[:, :S]).to(x.dtype)
             m = memory.shape[2]
-            ids, positions = places(N, n, m, S, text.device)
-            if S == N - 1 and not window and not leak:
-                masks = block_masks(ids, S, m, math.gcd(N, BLOCKS))
+            ids, positions = places(N, n, m, S, text.device, left_out)
+            if own_only:
+                masks = block_masks(ids, S, m, math.gcd(N - first, BLOCKS), first)
                 attend = partial(interleaved_attention, sketched=S * m, masks=masks)
             else:
                 mask = visible(ids, ids, window, leak)
                 attend = partial(F.scaled_dot_product_attention, attn_mask=mask, enable_gqa=True)
             x = torch.cat([rearrange(memory, "B S m C -> B (S m) C"), x], dim=1)
             x = self.decoder(x, positions, [attend] * self.config.layers)[:, S * m :]
-        return rearrange(self.decoder.head(x), "B (N n) V -> B N n V", N=N)
+        x = rearrange(x, "B (N n) C -> B N n C", n=n)
+        return self.decoder.head(x[:, first - left_out :])
 
 
 def byte_losses(logits: torch.Tensor, text: torch.Tensor) -> torch.Tensor:

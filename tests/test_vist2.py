@@ -171,6 +171,24 @@ def test_prompt_is_sketch_over_the_prompt_and_full_after_it(model):
     assert not torch.allclose(prompt[:, 3], model(text)[:, 3])
 
 
+@pytest.mark.parametrize("history", ["sketch", "full", "none", "prompt"])
+@pytest.mark.parametrize("first", [1, 2, N - 1])
+def test_leaving_out_the_text_of_the_first_chunks_changes_no_later_logit(model, history, first):
+    """With two kinds of openings, in which chunks could be mixed up."""
+    text, openings = random_text(), torch.tensor([[START, READ, START, READ]]).repeat(2, 1)
+    how = dict(history=history, prompt_chunks=2)
+    late = model(text, openings, first=first, **how)
+    torch.testing.assert_close(late, model(text, openings, **how)[:, first:])
+
+
+def test_text_that_is_left_out_never_enters_the_decoder(model):
+    """A prompt costs its sketches and no more."""
+    text, lengths = random_text(), []
+    model.decoder.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    model(text, first=2)
+    assert lengths == [(N - 1) * 4 + (N - 2) * n]
+
+
 def test_openings_reach_the_chunk_they_open(model):
     text, openings = random_text(), torch.full((2, N), START)
     openings[:, 2] = READ
