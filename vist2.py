@@ -84,8 +84,8 @@ class Config:
             ("head_width", self.head_width),
             ("encoder_width / encoder_heads", self.encoder_width // self.encoder_heads),
         ):
-            if width % 2:
-                raise ValueError(f"{name} is {width}, expected an even number, for rope")
+            if width % 4:
+                raise ValueError(f"{name} is {width}, expected a multiple of 4, for rope")
 
     @property
     def ratio(self) -> int:
@@ -157,8 +157,13 @@ def norm(x: torch.Tensor) -> torch.Tensor:
 def rope_angles(
     positions: torch.Tensor, width: int, base: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of RoPE (Su et al. 2021): (T,) positions -> two of (T, width / 2), float32."""
+    """cos and sin of RoPE (Su et al. 2021): (T,) positions -> two of (T, width / 2), float32.
+
+    The slower half of the pairs does not turn (p-RoPE, Barbero et al. 2024): what they hold can be
+    compared at any distance alike, which is what looking up by content takes.
+    """
     frequencies = base ** (-torch.arange(0, width, 2, device=positions.device) / width)
+    frequencies[width // 4 :] = 0
     angles = positions[:, None] * frequencies
     return angles.cos(), angles.sin()
 
@@ -518,7 +523,7 @@ def loss(
 
 # -------------------------------------------------------------------------------- checkpoint
 
-FORMAT = "vist2 checkpoint 2"
+FORMAT = "vist2 checkpoint 3"
 
 
 def save_checkpoint(path: str | Path, model: Vist2, info: dict, **more) -> None:
