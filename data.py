@@ -195,7 +195,8 @@ QUESTION, ANSWER, STOP = 0x05, 0x06, 0x04
 ROLE = re.compile(rb"[\x04-\x06]")
 KINDS = (b"0123456789", b"0123456789abcdef", b"abcdefghijklmnopqrstuvwxyz")  # of a fact's value
 VALUE = 4  # characters
-TURNS = 40  # questions in a row, at most
+TURNS = 40  # questions for values in a row, at most
+PASSAGES = 4  # to repeat in a row, at most
 QUOTED = 16  # characters of the line from which to repeat
 TRIES = 10_000  # to find a place to ask for
 
@@ -366,20 +367,20 @@ def docs_example(text: Text, rng: torch.Generator, chunk: int, far: int, distanc
 
 
 def repeat_example(text: Text, rng: torch.Generator, chunk: int, far: int, distance: int = 0):
-    """A stretch of text and the question to repeat it from a line on that begins `distance` chunks
-    before the question's own (drawn from 1 to far if 0). The response has a chunk's length, or
-    ends with the text."""
-    distance = distance or 1 + draw(rng, far)
-    first = (far - distance) * chunk
+    """A stretch of text and up to PASSAGES questions to repeat it from a line on. Or one question,
+    for a line that begins `distance` chunks before the question's own. A response has a chunk's
+    length, or ends with the text. Raises ValueError if there is no such line."""
     for _ in range(TRIES):
         context = plain(text, far * chunk + draw(rng, chunk), rng)
-        lines = [at for at in range(max(1, first), first + chunk) if context[at - 1 : at] == b"\n"]
-        lines = [at for at in lines if len(context[at : at + QUOTED].strip()) >= QUOTED // 2]
-        if lines:
-            at = lines[draw(rng, len(lines))]
+        turns: dict[bytes, bytes] = {}
+        for at in torch.randperm(far * chunk, generator=rng).tolist():
             line = context[at : at + QUOTED].split(b"\n")[0]
-            if context.count(line) == 1:
-                return Example(context, ((b"Repeat from: " + line, context[at : at + chunk]),))
+            begins = context[at - 1 : at] == b"\n" and len(line.strip()) >= QUOTED // 2
+            if begins and context.count(line) == 1 and distance in (0, far - at // chunk):
+                turns[b"Repeat from: " + line] = context[at : at + chunk]
+        if turns:
+            most = 1 if distance else PASSAGES
+            return Example(context, tuple(turns.items())[:most])
     raise ValueError("found no line to repeat from: expected text in lines")
 
 

@@ -63,9 +63,9 @@ class Stage:
     pairs of a chunk and its copy. The others are language modelling: with all text visible
     (`text`), or with sketches as the only past and chunks of a sixteenth, a quarter or the whole
     of the config's chunk length. They are quarters. The last are questions about a context, loss
-    on responses only (see data.EXAMPLES); the context is `far` chunks and an open one, in every
-    fourth batch 1, 2, 4 .. up to four times as many. Spelling goes on: wherever sketches are made,
-    SPELLING times the loss of spelling them is added.
+    on responses only (see data.EXAMPLES); a context is 1 to `far` chunks and an open one, in every
+    fourth batch four times as many. Spelling goes on: wherever sketches are made, SPELLING times
+    the loss of spelling them is added.
     """
 
     name: str
@@ -88,13 +88,13 @@ class Stage:
         return {task: share for task, share in shares.items() if share}
 
     @property
-    def instructions(self) -> dict[str, float]:
-        return {task: getattr(self, task) for task in ASKED if getattr(self, task)}
-
-    @property
     def farthest(self) -> int:
         """Chunks of the longest context."""
         return self.far if self.own else 4 * self.far
+
+    @property
+    def instructions(self) -> dict[str, float]:
+        return {task: getattr(self, task) for task in ASKED if getattr(self, task)}
 
     def with_own_examples(self) -> "Stage":
         """The user's examples in place of the generated ones."""
@@ -116,17 +116,16 @@ CURRICULUM = (
 )
 # 3: instructions, --stage instruct
 INSTRUCT = (
-    Stage("nearest",  300, reading=1/8, whole=1/2, recall=3/4, docs=1/8, repeat=1/16, far=1),
-    Stage("near",     700, reading=1/8, whole=1/2, recall=3/4, docs=1/8, repeat=1/16, far=2),
-    Stage("farther", 1000, reading=1/8, whole=1/2, recall=3/4, docs=1/8, repeat=1/16, far=4),
-    Stage("far",     4000, reading=1/8, whole=1/2, recall=3/4, docs=1/8, repeat=1/16, far=8),
+    Stage("near",     300, reading=1/8, whole=1/4, recall=3/4, docs=1/8, repeat=1/4, far=2),
+    Stage("farther",  500, reading=1/8, whole=1/4, recall=3/4, docs=1/8, repeat=1/4, far=4),
+    Stage("far",     2200, reading=1/8, whole=3/4, recall=3/4, docs=1/8, repeat=1/4, far=8),
 )
 # fmt: on
 TABLES = {"language": CURRICULUM, "instruct": INSTRUCT}
 LONGEST = 40  # chunks of an example that a user gives
 SPELLING = 0.5
 ADAMW_RATE = 0.6  # of Muon's
-INSTRUCT_RATE = 0.4  # of what language modelling takes: more of it forgets more
+INSTRUCT_RATE = 0.8  # of what language modelling takes
 # What a run of each preset takes if nothing is said; lr is Muon's.
 DEFAULTS = {
     "tiny": dict(batch_bytes=2**11, lr=5e-3),
@@ -194,7 +193,7 @@ def batches(
         if task == "own":
             examples = alike(corpus.own, share * size, rng)
         else:  # of about one length, without the turns
-            far = stage.far if draw(rng, 4) else 2 ** draw(rng, stage.farthest.bit_length())
+            far = (1 + draw(rng, stage.far)) * (1 if draw(rng, 4) else 4)
             rows = max(1, round(share * size / ((far + 2) * config.chunk)))
             examples = [EXAMPLES[task](text, rng, config.chunk, far) for _ in range(rows)]
         yield task, share, instruct_batch(examples, config.chunk)
@@ -264,10 +263,12 @@ def make_optimizers(model: Vist2, lr: float) -> list[torch.optim.Optimizer]:
     ]
 
 
-def rate(step: int, steps: int) -> float:
+def rate(step: int, plan: list[Stage]) -> float:
     """The share of the full rate at a step: 20 steps up, flat, the last 40 % down to 2 %. What
-    joins in a later stage begins at the full rate."""
-    return min(1.0, (step + 1) / 20, 0.02 + 0.98 * (steps - step) / (0.4 * steps))
+    joins in a later stage begins at the full rate. Instructions go down all the way: they begin
+    where a model has come down already."""
+    fall = (1.0 if plan[-1].instructions else 0.4) * len(plan)
+    return min(1.0, (step + 1) / 20, 0.02 + 0.98 * (len(plan) - step) / fall)
 
 
 # -------------------------------------------------------------------------------- evaluation
@@ -551,7 +552,7 @@ def train(
         while step < len(plan) and not interrupted:
             stage = plan[step]
             for optimizer, full in zip(optimizers, (lr, ADAMW_RATE * lr)):
-                optimizer.param_groups[0]["lr"] = full * rate(step, len(plan))
+                optimizer.param_groups[0]["lr"] = full * rate(step, plan)
             tasks = batches(
                 stage,
                 config,

@@ -177,6 +177,20 @@ def test_questions_of_a_step_ask_at_all_distances_and_not_twice():
     assert min(asked_at[back] for back in (1, 2, 3)) > 0.7 * max(asked_at.values())
 
 
+def test_passages_to_repeat_are_different_ones_from_all_over_the_context():
+    text, back = data.Text({"a.py": SOURCE}, 64), set()
+    for step in range(30):
+        example = data.repeat_example(text, data.generator("test", step), 64, 3)
+        assert 1 < len(example.turns) == len(set(example.turns)) <= data.PASSAGES
+        for question, response in example.turns:
+            line = question.removeprefix(b"Repeat from: ")
+            at = example.context.index(line)
+            assert example.context.count(line) == 1 and example.context[at - 1 : at] == b"\n"
+            assert response == example.context[at : at + 64]
+            back.add(3 - at // 64)
+    assert back == {1, 2, 3}
+
+
 def test_held_out_questions_are_about_other_modules_than_those_of_training():
     corpus = load_corpus(None, 512)
     modules = {sentence.file for sentence in corpus.held_out.sentences}
