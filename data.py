@@ -315,8 +315,8 @@ QUOTES = re.compile(
 
 
 def first_sentences(file: str, source: bytes) -> Iterator[Sentence]:
-    """Of each function and class whose docstring begins with a sentence on one line. A name that
-    is defined twice is left out: nobody could know which is meant."""
+    """Of each function and class whose docstring begins with a sentence on one line. A name with
+    two such docstrings is left out: nobody could know which is meant."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a file's syntax
@@ -374,9 +374,10 @@ def repeat_example(text: Text, rng: torch.Generator, chunk: int, far: int, dista
         context = plain(text, far * chunk + draw(rng, chunk), rng)
         turns: dict[bytes, bytes] = {}
         for at in torch.randperm(far * chunk, generator=rng).tolist():
+            if context[at - 1 : at] != b"\n" or distance not in (0, far - at // chunk):
+                continue
             line = context[at : at + QUOTED].split(b"\n")[0]
-            begins = context[at - 1 : at] == b"\n" and len(line.strip()) >= QUOTED // 2
-            if begins and context.count(line) == 1 and distance in (0, far - at // chunk):
+            if len(line.strip()) >= QUOTED // 2 and context.count(line) == 1:
                 turns[b"Repeat from: " + line] = context[at : at + chunk]
         if turns:
             most = 1 if distance else PASSAGES

@@ -233,16 +233,19 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                mean = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
-                mean.lerp_(p.grad, 1 - group["momentum"])
+                if not self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                mean = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
                 update = orthogonal(p.grad.lerp(mean, group["momentum"]))
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)  # as large as AdamW's
+                as_large_as_adamws = 0.2 * max(p.shape) ** 0.5
+                p.add_(update, alpha=-group["lr"] * as_large_as_adamws)
 
 
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """About the nearest matrix with singular values of 1 (most come out between 0.7 and 1.2, which is
-    good enough): five Newton-Schulz iterations with the coefficients of Jordan et al."""
+    """About the nearest matrix with singular values of 1: five Newton-Schulz iterations with the
+    coefficients of Jordan et al. Most values come out between 0.7 and 1.2, the least stay smaller;
+    that is good enough."""
     x = matrix / matrix.norm().clamp(min=1e-7)
     if matrix.shape[0] > matrix.shape[1]:
         x = x.T
@@ -470,7 +473,8 @@ def task_losses(
         measured["spelling"] = loss(model.spell(memory), seen)
     if task != "spelling":
         logits = model(text, openings, history, memory, first=first)
-        measured[task] = loss(logits, text[:, first:], weights[:, first:])
+        text, weights = text[:, first:], weights[:, first:]
+        measured[task] = loss(logits, text, weights)
     if task == "reading":
         measured["accuracy"] = ((logits.argmax(-1) == text) * weights).sum() / weights.sum()
     return measured
@@ -521,7 +525,7 @@ def train(
             optimizer.load_state_dict(state)
     compute = task_losses
     if settings["compile"]:
-        torch._dynamo.config.recompile_limit = 32  # one graph for each shape of the curriculum
+        torch._dynamo.config.recompile_limit = 32  # a graph for each shape of the curriculum
         compute = torch.compile(task_losses)
 
     def save() -> dict:
@@ -721,7 +725,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--compile",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="torch.compile; default: no",
+        help="torch.compile, for the curriculum: instructions have too many shapes; default: no",
     )
     return parser.parse_args(argv)
 

@@ -282,8 +282,8 @@ def places(
     text of chunks before `first` is left out.
 
     The order of the tokens is all sketches, then all text, T = S m + (N - first) n. Returns `ids`
-    (3, T) for `visible`, with the rows chunk, kind (0 text, 1 sketch) and index within the kind, and
-    `positions` (T,) for RoPE: input k of chunk i, of which 0 is the opening, stands at i n + k.
+    (3, T) for `visible`, with the rows chunk, kind (0 text, 1 sketch) and index within the kind,
+    and `positions` (T,) for RoPE: input k of chunk i, of which 0 is the opening, stands at i n + k.
     Text from chunk S on has no sketch to stand for it: it is one long chunk, S. So one rule serves
     all histories of N = 4 chunks: "sketch" has S = 3, chunk 3 being the open one; "prompt" after a
     prompt of two chunks S = 2, chunks 2 and 3 being one; "full" S = 0, one chunk of all text.
@@ -333,11 +333,14 @@ def block_masks(
     ids: torch.Tensor, S: int, m: int, blocks: int, first: int = 0
 ) -> list[torch.Tensor]:
     """`visible`, without most of what nobody sees: for each block of t bytes, whole chunks, a mask
-    (t, s + t) over the s sketches before the block's last chunk and the block itself."""
+    (t, s + t) over the s sketches before the block's last chunk and the block itself.
+
+    first: the chunk with which the text of `ids` begins.
+    """
     sketch_ids, text_ids = ids.split([S * m, ids.shape[1] - S * m], dim=1)
     masks = []
     for block, own in enumerate(text_ids.chunk(blocks, dim=1), start=1):
-        last = first + block * (S + 1 - first) // blocks - 1  # chunk of the block
+        last = first + block * (S + 1 - first) // blocks - 1  # the block's last chunk
         before = sketch_ids[:, : last * m]
         masks.append(visible(own, torch.cat([before, own], dim=1)))
     return masks
@@ -492,7 +495,8 @@ class Vist2(nn.Module):
             m = memory.shape[2]
             ids, positions = places(N, n, m, S, text.device, left_out)
             if own_only:
-                masks = block_masks(ids, S, m, math.gcd(N - first, BLOCKS), first)
+                blocks = math.gcd(N - left_out, BLOCKS)
+                masks = block_masks(ids, S, m, blocks, left_out)
                 attend = partial(interleaved_attention, sketched=S * m, masks=masks)
             else:
                 mask = visible(ids, ids, window, leak)

@@ -48,6 +48,14 @@ def test_text_reaches_later_logits_through_its_memory_alone(name):
     assert not torch.equal(model(other)[:, first:], model(text)[:, first:])
 
 
+@pytest.mark.parametrize("name", RIVALS)
+def test_no_rival_changes_later_logits_when_the_first_chunks_are_not_asked_for(name):
+    model, text = make_rival(name), random_text(2)
+    history = RIVALS[name].training
+    late = model(text, history=history, first=4)
+    torch.testing.assert_close(late, model(text, history=history)[:, 4:])
+
+
 @pytest.mark.parametrize("name", ["gist", "leak"])
 def test_where_memory_reads_text_in_the_decoder_text_passes_by_a_fixed_memory(name):
     model, text = make_rival(name), random_text()

@@ -271,7 +271,7 @@ def test_the_rate_warms_up_and_falls_at_the_end_or_with_instructions_all_the_way
     plan = [train.TABLES[name][-1]] * 1000
     rates = [train.rate(step, plan) for step in range(1000)]
     assert rates[:3] == [0.05, 0.1, 0.15] and max(rates) <= 1 and 0.02 < rates[-1] < 0.03
-    assert all(rate == 1 for rate in rates[20 : 10 * flat_until])
+    assert all(rate == 1 for rate in rates[20 : 10 * flat_until])  # none, with instructions
     assert all(a > b for a, b in zip(rates[10 * flat_until + 20 :], rates[10 * flat_until + 21 :]))
 
 
@@ -279,7 +279,7 @@ def test_contexts_are_1_to_far_chunks_and_now_and_then_four_times_as_many(source
     corpus, config = load_corpus(str(sources), 64), Config.preset("mini", chunk=16)
     stage, lengths = train.Stage("recall alone", 1, recall=1, far=2), set()
     for step in range(60):
-        ((_, _, (text, _, weights)),) = train.batches(stage, config, corpus, 256, 0, step, 0)
+        ((_, _, (text, *_)),) = train.batches(stage, config, corpus, 256, 0, step, 0)
         at = (text[0] == data.QUESTION).flatten().nonzero()[0]
         lengths.add(int(at) // 16)
     assert lengths == {1, 2, 4, 8} and stage.farthest == 8
