@@ -370,18 +370,20 @@ def repeat_example(text: Text, rng: torch.Generator, chunk: int, far: int, dista
     """A stretch of text and up to PASSAGES questions to repeat it from a line on. Or one question,
     for a line that begins `distance` chunks before the question's own. A response has a chunk's
     length, or ends with the text. Raises ValueError if there is no such line."""
+    most = 1 if distance else PASSAGES
     for _ in range(TRIES):
         context = plain(text, far * chunk + draw(rng, chunk), rng)
-        turns: dict[bytes, bytes] = {}
+        turns: list[tuple[bytes, bytes]] = []
         for at in torch.randperm(far * chunk, generator=rng).tolist():
             if context[at - 1 : at] != b"\n" or distance not in (0, far - at // chunk):
                 continue
             line = context[at : at + QUOTED].split(b"\n")[0]
             if len(line.strip()) >= QUOTED // 2 and context.count(line) == 1:
-                turns[b"Repeat from: " + line] = context[at : at + chunk]
+                turns.append((b"Repeat from: " + line, context[at : at + chunk]))
+            if len(turns) == most:
+                break
         if turns:
-            most = 1 if distance else PASSAGES
-            return Example(context, tuple(turns.items())[:most])
+            return Example(context, tuple(turns))
     raise ValueError("found no line to repeat from: expected text in lines")
 
 

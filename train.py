@@ -360,7 +360,8 @@ def exact_match(model: Vist2, examples: list[Example], history: str) -> float:
         counted = first_counted(batch[-1])
         text, openings, weights = to_device(batch, device)
         guessed = model(text, openings, history, first=counted).argmax(-1)
-        wrong = (guessed != text[:, counted:]) & (weights[:, counted:] > 0)
+        text, weights = text[:, counted:], weights[:, counted:]
+        wrong = (guessed != text) & (weights > 0)
         right += (~wrong.flatten(1).any(dim=1)).sum().item()
     return right / len(examples)
 
