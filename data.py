@@ -315,8 +315,8 @@ QUOTES = re.compile(
 
 
 def first_sentences(file: str, source: bytes) -> Iterator[Sentence]:
-    """Of each function and class whose docstring begins with a sentence on one line. A name with
-    two such docstrings is left out: nobody could know which is meant."""
+    """Of each function and class whose docstring begins with a sentence on one line. A name that
+    is defined twice is left out: nobody could know which is meant."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a file's syntax
@@ -327,6 +327,7 @@ def first_sentences(file: str, source: bytes) -> Iterator[Sentence]:
     for line in source.splitlines(keepends=True):
         lines.append(lines[-1] + len(line))
     module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    times: Counter[str] = Counter()  # that a name is defined
 
     def visit(node: ast.AST, name: str) -> Iterator[Sentence]:
         for child in ast.iter_child_nodes(node):
@@ -334,6 +335,7 @@ def first_sentences(file: str, source: bytes) -> Iterator[Sentence]:
                 yield from visit(child, name)
                 continue
             inner = f"{name}.{child.name}"
+            times[inner] += 1
             if ast.get_docstring(child) is not None:
                 quoted = child.body[0].value
                 found = QUOTES.match(source, lines[quoted.lineno - 1] + quoted.col_offset)
@@ -343,7 +345,6 @@ def first_sentences(file: str, source: bytes) -> Iterator[Sentence]:
             yield from visit(child, inner)
 
     sentences = list(visit(tree, module))
-    times = Counter(sentence.name for sentence in sentences)
     yield from (sentence for sentence in sentences if times[sentence.name] == 1)
 
 
