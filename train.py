@@ -490,7 +490,7 @@ def train_step(compute, model, tasks, settings: dict, device: torch.device) -> d
     log = {}
     for task, share, batch in tasks:
         with torch.autocast(device.type, torch.bfloat16, enabled=settings["bf16"]):
-            first = first_counted(batch[-1]) if task in ASKED else 0
+            first = first_counted(batch[-1])
             measured = compute(model, task, settings["history"], *to_device(batch, device), first)
         counts = {"spelling": SPELLING, task: 1.0}  # the task of spelling counts in full
         total = sum(counts[name] * nats for name, nats in measured.items() if name in counts)
