@@ -61,7 +61,7 @@ class Config:
     layers: int = 4
     heads: int = 4
     kv_heads: int = 4  # fewer than heads: grouped-query attention, as in Qwen3
-    head_width: int = 32  # D
+    head_width: int = 64  # D
     mlp: int = 512
     encoder_width: int = 128
     encoder_layers: int = 2
