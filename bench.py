@@ -7,7 +7,7 @@ Three histories: `full` keeps all text; `prompt` keeps sketches of the prompt's 
 written as text; `sketch` (VIST2) keeps sketches of both. Reading and training are medians of
 repeats that take turns, after a warm-up; writing and memory are measured once. The default shape
 has the proportions of the paper's larger models: a decoder much larger than its encoder. Rows of
-a table are what --json writes and --plot draws.
+a table are what --json writes and figures.py draws.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from generate import GROUP, Session, errors_in_one_line, find_device
+from generate import GROUP, Session, check_writable, errors_in_one_line, find_device
 from render import parse_cell, render
 from vist2 import BYTES, Config, Vist2, loss
 
@@ -355,56 +355,10 @@ def wins_from(rows: list[dict], better: Callable[[dict], bool]) -> int:
     return wins
 
 
-def find_pyplot():
-    """Raises ValueError where matplotlib, the one optional package, is missing."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise ValueError(
-            "--plot needs matplotlib, which is not there: pip install matplotlib"
-        ) from None
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def draw(tables: dict[str, list[dict]], path: str) -> None:
-    """Four figures: reading, writing, the cache while writing, training."""
-    figure, axes = find_pyplot().subplots(2, 2, figsize=(10, 7), layout="constrained")
-    panels = (
-        ("time to the first byte, ms", "reading", " ms", SIDES),
-        ("writing, bytes a second", "writing", " B/s", SIDES),
-        ("cache entries while writing", "writing", " entries", SIDES),
-        ("training, bytes a second", "training", " B/s", ("full", "sketch")),
-    )
-    for axis, (title, name, unit, sides) in zip(axes.flat, panels):
-        rows = tables[name]
-        for side in sides:
-            axis.plot(
-                [row["bytes"] for row in rows],
-                [row[side + unit] for row in rows],
-                ".-",
-                color=f"C{SIDES.index(side)}",
-                label=side,
-            )
-        axis.set(title=title, xlabel="bytes of text")
-        if name != "writing":
-            axis.set_xscale("log", base=2)
-        if name == "reading":
-            axis.set_yscale("log")
-        axis.legend()
-    figure.savefig(path, dpi=120)
-
-
 def check(args: argparse.Namespace) -> None:
     """Raises ValueError for settings that make no sense or cannot fit into memory."""
-    for path in (args.json, args.plot):
-        if path and (Path(path).is_dir() or not Path(path).parent.is_dir()):
-            raise ValueError(f"cannot write {path}, expected a file in a folder that is there")
+    check_writable(args.json)
     if args.paper:
-        if args.plot:
-            raise ValueError("--plot draws what is measured, --paper only counts: leave one out")
         return
     config = Config.preset(args.preset, cell=args.cell)
     for name, values, part in (
@@ -415,8 +369,6 @@ def check(args: argparse.Namespace) -> None:
         for value in values:
             if value < 1 or value % part:
                 raise ValueError(f"--{name} is {value}, expected {part} or a multiple of it")
-    if args.plot:
-        find_pyplot()
     with torch.device("meta"):
         weights = sum(p.nbytes for p in Vist2(config).parameters())
     entries = max(max(args.lengths) + SEGMENT, config.chunk + args.written)
@@ -528,7 +480,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3, help="of a timing (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (%(default)s)")
     parser.add_argument("--json", metavar="PATH", help="write all tables as JSON")
-    parser.add_argument("--plot", metavar="PATH", help="draw four figures, needs matplotlib")
     args = parser.parse_args(argv)
     try:
         with errors_in_one_line("bench.py", "--lengths or --preset"):
@@ -570,8 +521,6 @@ def run(args: argparse.Namespace) -> None:
         configs = {name: asdict(Config.preset(name, cell=args.cell)) for name in presets}
         content = {"machine": machine, "configs": configs, "seed": 0, "tables": tables}
         Path(args.json).write_text(json.dumps(content, indent=1) + "\n")
-    if args.plot:
-        draw(tables, args.plot)
 
 
 if __name__ == "__main__":

@@ -28,9 +28,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from tqdm import tqdm
 
-from bench import find_pyplot, flops, show, this_machine, written
+from bench import flops, show, this_machine, written
 from data import Corpus, load_corpus
-from generate import Session, errors_in_one_line, find_device, write
+from generate import Session, check_writable, errors_in_one_line, find_device, write
 from train import (
     CURRICULUM,
     DEFAULTS,
@@ -498,61 +498,6 @@ def row(run: Run, results: list[dict]) -> dict:
     )
 
 
-def draw(scores: list[dict], folder: Path) -> None:
-    """Four figures of all scores: by ratio, by place in the chunk, reading, gap closed."""
-    pyplot = find_pyplot()
-    names = list(dict.fromkeys(s["rival"] for s in scores))
-
-    def lines(title: str, unit: str, points: Callable[[str], tuple[list, list]], file: str, log):
-        figure, axis = pyplot.subplots(figsize=(8, 5), layout="constrained")
-        for name in names:
-            x, y = points(name)
-            if x:
-                axis.plot(x, y, ".-", label=name)
-        axis.set(title=title, xlabel="bytes a memory token" if log else "place in the chunk")
-        axis.set(ylabel=unit)
-        if log:
-            axis.set_xscale("log", base=2)
-        axis.legend()
-        figure.savefig(folder / file, dpi=100)
-        pyplot.close(figure)
-
-    def by_ratio(field: str):
-        def points(name: str):
-            found = [s for s in scores if s["rival"] == name and field in s]
-            if found and name in REFERENCES:  # a level line
-                found = [s | {"ratio": other["ratio"]} for s in found for other in scores]
-            ratios = sorted({s["ratio"] for s in found})
-            return ratios, [
-                statistics.mean(s[field] for s in found if s["ratio"] == r) for r in ratios
-            ]
-
-        return points
-
-    def by_position(name: str):
-        curves = [s["by position"] for s in scores if s["rival"] == name and s["ratio"] == 4]
-        curve = [statistics.mean(values) for values in zip(*curves)]
-        return list(range(len(curve))), curve
-
-    lines("held-out text", "bits per byte", by_ratio("bpb"), "ratio.png", True)
-    lines("random bytes read", "share", by_ratio("reading noise"), "reading.png", True)
-    lines("loss in a chunk, 4x", "bits per byte", by_position, "position.png", False)
-
-    figure, axis = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    for place, gap in enumerate(GAPS):
-        points = [
-            (names.index(s["rival"]) + (place - 1) / 5, s[gap])
-            for s in scores
-            if s["ratio"] == 4 and gap in s
-        ]
-        axis.plot([x for x, _ in points], [y for _, y in points], ".", label=gap)
-    axis.set(title="gap closed at 4x, one point a seed", ylabel="%")
-    axis.set_xticks(range(len(names)), names, rotation=30)
-    axis.legend()
-    figure.savefig(folder / "gap.png", dpi=100)
-    pyplot.close(figure)
-
-
 # ------------------------------------------------------------------------------ command line
 
 
@@ -612,7 +557,6 @@ def main(argv: list[str] | None = None) -> None:
         "--out", metavar="DIR", default="runs/compare", help="for all runs (%(default)s)"
     )
     parser.add_argument("--json", metavar="PATH", help="write all scores as JSON")
-    parser.add_argument("--plot", metavar="DIR", help="draw four figures, needs matplotlib")
     args = parser.parse_args(argv)
     try:
         with errors_in_one_line("compare.py", "--rivals", ArithmeticError):
@@ -628,14 +572,9 @@ def compare(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} is {getattr(args, name)}, expected 1 or more")
     if not 0 < args.lr < float("inf"):
         raise ValueError(f"--lr is {args.lr}, expected more than 0 and finite")
-    if args.json and (Path(args.json).is_dir() or not Path(args.json).parent.is_dir()):
-        raise ValueError(f"cannot write {args.json}, expected a file in a folder that is there")
+    check_writable(args.json)
     if Path(args.out).exists() and not Path(args.out).is_dir():
         raise ValueError(f"--out is {args.out}, a file, expected a folder")
-    if args.plot:
-        if not Path(args.plot).is_dir():
-            raise ValueError(f"{args.plot} is not there, expected a folder")
-        find_pyplot()
     device, folder = find_device(args.device), Path(args.out)
     corpus = load_corpus(args.data, Config().chunks * Config().chunk)
     if args.recall:
@@ -712,8 +651,6 @@ def compare(args: argparse.Namespace) -> None:
         )
     if args.json:
         save_json(Path(args.json), content)
-    if args.plot:
-        draw(scores, Path(args.plot))
 
 
 if __name__ == "__main__":

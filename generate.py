@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,7 @@ from vist2 import BYTES, HISTORIES, READ, START, Vist2, load_checkpoint, sketch_
 
 CHECKPOINT = "runs/sketch/model.pt"
 ANSWERS = "runs/sketch-instruct/model.pt"
+WEIGHTS = Path(__file__).parent / "weights/tiny.pt"  # come with the code; answer --ask, too
 GROUP = 64  # chunks that are encoded at a time, which bounds what the encoder needs
 
 
@@ -367,23 +369,39 @@ def stretch(text: bytes, lines: str | None) -> bytes:
     return b"".join(kept[int(first) - 1 : int(last)])
 
 
-def print_answer(model: Vist2, info: dict, args: argparse.Namespace) -> None:
+def held_prompt(prompt: bytes, chunks: int, n: int) -> bytes:
+    """The end of a prompt that a history of so many chunks has room for."""
+    held = newest(prompt, chunks * n, n)
+    if len(held) < len(prompt):
+        warn(
+            f"the prompt is {len(prompt)} bytes, the history {chunks} chunks of {n}: "
+            f"the first {len(prompt) - len(held)} bytes are cut"
+        )
+    return held
+
+
+def held_context(context: bytes, model: Vist2, info: dict, checkpoint: str) -> bytes:
+    """The end of a context, as long as training saw. Raises ValueError for a model that never
+    learned to answer."""
     if not info.get("far"):
         raise ValueError(
-            f"{args.checkpoint} never learned to answer, expected one that train.py --stage "
+            f"{checkpoint} never learned to answer, expected one that train.py --stage "
             "instruct has written"
         )
-    context = stretch(read_bytes(args.context), args.lines)
     most = (info["far"] + 1) * model.config.chunk - 1
     if len(context) > most:
-        print(
-            f"generate.py: the context is {len(context)} bytes, expected at most {most}: "
-            f"the first {len(context) - most} bytes are cut, --lines chooses others",
-            file=sys.stderr,
+        warn(
+            f"the context is {len(context)} bytes, expected at most {most}: "
+            f"the first {len(context) - most} bytes are cut, --lines chooses others"
         )
+    return context[-most:]
+
+
+def print_answer(model: Vist2, info: dict, args: argparse.Namespace) -> None:
+    context = stretch(read_bytes(args.context), args.lines)
     response, ended = answer(
         model,
-        context[-most:],
+        held_context(context, model, info, args.checkpoint),
         os.fsencode(args.ask),
         args.max_new_bytes,
         temperature=args.temperature,
@@ -393,10 +411,7 @@ def print_answer(model: Vist2, info: dict, args: argparse.Namespace) -> None:
     )
     print(printable(response.decode("utf-8", "replace")))
     if not ended:
-        print(
-            f"generate.py: cut at --max-new-bytes {args.max_new_bytes}, the answer had not ended",
-            file=sys.stderr,
-        )
+        warn(f"cut at --max-new-bytes {args.max_new_bytes}, the answer had not ended")
 
 
 def exit_if_out_of_memory(program: str, setting: str, error: RuntimeError) -> None:
@@ -416,6 +431,29 @@ def errors_in_one_line(program: str, setting: str, *more: type[Exception]):
     except RuntimeError as error:
         exit_if_out_of_memory(program, setting, error)
         raise
+
+
+def warn(words: str) -> None:
+    """A line for the user that is no result."""
+    print(f"{Path(sys.argv[0]).name}: {words}", file=sys.stderr)
+
+
+def find_checkpoint(given: str | None, asks: bool) -> str:
+    """The checkpoint given, else what train.py has written here, else the weights that come with
+    the code; then it says so."""
+    if given is not None:
+        return given
+    own = ANSWERS if asks else CHECKPOINT
+    if Path(own).exists():
+        return own
+    warn(f"{own} is not there, so this is {WEIGHTS}")
+    return str(WEIGHTS)
+
+
+def check_writable(path: str | None) -> None:
+    """Raises ValueError where no file can be written."""
+    if path and (Path(path).is_dir() or not Path(path).parent.is_dir()):
+        raise ValueError(f"cannot write {path}, expected a file in a folder that is there")
 
 
 def find_device(name: str) -> torch.device:
@@ -455,7 +493,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--lines", metavar="A-B", help="of the context, from 1; default: all")
     parser.add_argument(
         "--checkpoint",
-        help=f"what train.py wrote; default: {CHECKPOINT}, for --ask {ANSWERS}",
+        help=f"what train.py wrote; default: {CHECKPOINT}, for --ask {ANSWERS}, or else the "
+        "weights that come with the code",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (%(default)s)")
     parser.add_argument(
@@ -489,8 +528,6 @@ def main(argv: list[str] | None = None) -> None:
         "--stats", action="store_true", help="print what the cache holds, and speed"
     )
     args = parser.parse_args(argv)
-    if args.checkpoint is None:
-        args.checkpoint = CHECKPOINT if args.ask is None else ANSWERS
     if args.temperature is None:
         args.temperature = 0.8 if args.ask is None else 0.0
     try:
@@ -515,6 +552,7 @@ def run(args: argparse.Namespace) -> None:
     continues = args.ask is None and args.read is None
     if not continues and (args.samples > 1 or args.stats or args.history_chunks is not None):
         raise ValueError("--samples, --stats and --history-chunks are for continuing a text")
+    args.checkpoint = find_checkpoint(args.checkpoint, asks=args.ask is not None)
     model, info = load_checkpoint(args.checkpoint, find_device(args.device))
     if args.bf16:
         model.to(torch.bfloat16)
@@ -526,10 +564,9 @@ def run(args: argparse.Namespace) -> None:
                 f"{args.read} has {len(text)} bytes, expected at least one chunk, {n}"
             )
         if info["history"] != "sketch":
-            print(
-                f"generate.py: {args.checkpoint} was trained under history {info['history']!r}: "
-                "it never learned to read",
-                file=sys.stderr,
+            warn(
+                f"{args.checkpoint} was trained under history {info['history']!r}: it never "
+                "learned to read"
             )
         return print_reading(model, text)
 
@@ -547,14 +584,7 @@ def run(args: argparse.Namespace) -> None:
     history = args.history or info["history"]
     began = time.perf_counter()
     session = Session(model, 1, history, chunks * n)
-    held = newest(prompt, session.capacity, n)
-    if len(held) < len(prompt):
-        print(
-            f"generate.py: the prompt is {len(prompt)} bytes, the history {chunks} chunks of {n}: "
-            f"the first {len(prompt) - len(held)} bytes are cut",
-            file=sys.stderr,
-        )
-    logits = session.prefill(as_rows(held))
+    logits = session.prefill(as_rows(held_prompt(prompt, chunks, n)))
     if args.samples > 1:
         session, logits = session.fork(args.samples), logits.expand(args.samples, -1)
     texts = write(session, logits, args.max_new_bytes, args.temperature, args.top_k, args.seed)

@@ -1,7 +1,6 @@
 import json
 import os
 import signal
-import sys
 
 import pytest
 import torch
@@ -169,19 +168,10 @@ def test_break_even_is_where_winning_begins_for_good():
             ["--json", "no/such/folder/cost.json"],
             "cannot write no/such/folder/cost.json, expected a file",
         ),
-        (["--plot", "."], "expected a file in a folder"),
-        (["--plot", "cost.png"], "--plot needs matplotlib"),
-        (["--plot", "cost.png", "--paper"], "leave one out"),
+        (["--json", "."], "expected a file in a folder"),
     ],
 )
-def test_bad_settings_get_one_clear_line(quick, monkeypatch, arguments, message):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+def test_bad_settings_get_one_clear_line(quick, arguments, message):
     with pytest.raises(SystemExit, match=message) as stopped:
         quick(*arguments)
     assert stopped.value.code.startswith("bench.py: ") and "\n" not in stopped.value.code
-
-
-def test_the_figures_are_drawn(quick, tmp_path):
-    pytest.importorskip("matplotlib")
-    quick("--plot", str(tmp_path / "cost.png"))
-    assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG")

@@ -279,37 +279,6 @@ def test_a_run_is_kept_under_all_its_settings(small_file, tmp_path, monkeypatch)
     assert len(set(keys)) == 9
 
 
-def test_figures_show_every_score(tmp_path, monkeypatch):
-    pyplot = pytest.importorskip("matplotlib.pyplot")
-    figures = []
-    monkeypatch.setattr(pyplot, "close", figures.append)
-    known = {"by position": [2.0, 1.0], "gap all %": 50.0, "reading noise": 0.5}
-    compare.draw(
-        [
-            {"rival": "none", "ratio": 4, "bpb": 3.0, "by position": [3.0, 1.0]},
-            {"rival": "conv", "ratio": 4, "bpb": 2.0} | known,
-            {"rival": "conv", "ratio": 4, "bpb": 1.0} | known,
-            {"rival": "conv", "ratio": 8, "bpb": 2.5} | known,
-        ],
-        tmp_path,
-    )
-    ratio, reading, position, gap = [
-        {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].get_lines()}
-        for figure in figures
-    ]
-    assert ratio == {"none": [[4, 3], [8, 3]], "conv": [[4, 1.5], [8, 2.5]]}
-    assert reading == {"conv": [[4, 0.5], [8, 0.5]]}
-    assert position == {"none": [[0, 3], [1, 1]], "conv": [[0, 2], [1, 1]]}
-    assert gap["gap all %"] == [[1 - 1 / 5, 50]] * 2
-
-
-def test_figures_are_drawn(quick, tmp_path):
-    pytest.importorskip("matplotlib")
-    quick("--rivals", "none,full,meanpool", "--plot", str(tmp_path))
-    for name in ("ratio", "reading", "position", "gap"):
-        assert (tmp_path / f"{name}.png").stat().st_size > 5000
-
-
 @pytest.mark.parametrize(
     "arguments, said",
     [
@@ -324,7 +293,6 @@ def test_figures_are_drawn(quick, tmp_path):
             ["--json", "/nowhere/x.json"],
             "cannot write /nowhere/x.json, expected a file in a folder",
         ),
-        (["--plot", "/nowhere"], "/nowhere is not there, expected a folder"),
         (["--data", "/nowhere"], "/nowhere is not there, expected a file or a folder"),
     ],
 )

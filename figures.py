@@ -1,0 +1,531 @@
+"""Pictures of all of it, one command each, from the real model, mask and cache.
+
+    python figures.py trace FILE                    where the model looks, while it writes on
+    python figures.py trace FILE --ask QUESTION     ... and while it answers
+    python figures.py mask                          who sees whom
+    python figures.py cache                         what is held while a text grows
+    python figures.py cells FILE                    64 bytes at each ratio
+    python figures.py position CHECKPOINT ...       loss by place in the chunk
+    python figures.py reading LOG ...               reading and recall over training
+    python figures.py costs FILE                    what bench.py --json has measured
+    python figures.py rivals FILE                   what compare.py --json has: gap closed
+    python figures.py ratios FILE                   ... and by bytes a memory token
+
+Each writes NAME.png, or --out. Pillow draws what is made of pixels; the rest takes matplotlib,
+which nothing else here needs (pip install matplotlib).
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from PIL import Image, ImageDraw, ImageFont
+
+from data import STOP, asked, load_corpus, refuse_roles
+from generate import (
+    Session,
+    as_rows,
+    check_writable,
+    errors_in_one_line,
+    find_checkpoint,
+    held_context,
+    held_prompt,
+    one_line,
+    stretch,
+)
+from render import CELLS, PATCH, glyphs, patches_per_chunk, read_bytes, render
+from train import held_out_bits
+from vist2 import Config, Vist2, load_checkpoint, places, visible
+
+TEXT, SKETCH = (0.40, 0.65, 0.90), (1.00, 0.62, 0.15)  # red, green, blue of what is looked at
+WIDTH = 816  # pixels of a picture
+GAP, LINE = 8, 26  # pixels between sketches, and of a line of words
+GLYPH = (12, 24)  # pixels, width and height, of a byte of the open chunk
+SIDES = ("full", "prompt", "sketch")
+
+
+# ---------------------------------------------------------------------- where the model looks
+
+
+class Watched(Session):
+    """A session that keeps where its last input looked: `seen`, a (entries,) tensor a layer, the
+    mean over heads of what the softmax gives to each entry of the cache."""
+
+    def attend(self, layer, mask, q, k, v):
+        attended = super().attend(layer, mask, q, k, v)
+        keys = self.cache[0, layer, :, :, : self.entries + q.shape[2]]
+        keys = repeat(keys, "B KV T D -> B (KV G) T D", G=q.shape[1] // keys.shape[1])
+        scores = q[:, :, -1:] @ keys.mT / q.shape[-1] ** 0.5
+        if layer == 0:
+            self.seen = []
+        self.seen.append(scores.softmax(-1).mean(dim=1)[0, 0])
+        return attended
+
+
+@dataclass
+class Moment:
+    """All that the model has when it writes a byte."""
+
+    finished: torch.Tensor  # (S, n) bytes, held as sketches
+    open: bytes  # of the chunk that is being written
+    seen: list[torch.Tensor]  # by layer, (S m + 1 + open bytes,)
+    probabilities: torch.Tensor  # (256,) of the byte to come
+
+    @property
+    def likeliest(self) -> int:
+        return self.probabilities.argmax().item()
+
+
+def moments(
+    model: Vist2, prompt: bytes, count: int, capacity: int, stop: int | None = None
+) -> Iterator[Moment]:
+    """The next `count` bytes, the likeliest each time, up to `stop`."""
+    n = model.config.chunk
+    session = Watched(model, 1, "sketch", capacity)
+    logits = session.prefill(as_rows(prompt))
+    for index in range(count):
+        text = session.text[0, : session.count].clone()
+        finished, rest = text.split([session.sketched * n, len(text) - session.sketched * n])
+        moment = Moment(
+            finished.view(session.sketched, n),
+            bytes(rest.tolist()),
+            session.seen,
+            logits[0].softmax(-1),
+        )
+        yield moment
+        if moment.likeliest == stop or index + 1 == count:
+            break
+        logits = session.step(logits.argmax(-1))
+
+
+def tinted(ink: torch.Tensor, share: torch.Tensor, colour) -> Image.Image:
+    """Black ink (H, W) on paper that is the more coloured the larger its share (H, W), 0..1.
+
+    In eight steps, so that a picture stays a small file."""
+    share = (8 * share).round()[..., None] / 8
+    paper = 1 - share * (1 - torch.tensor(colour))
+    pixels = paper * (1 - (4 * ink).round()[..., None] / 4)
+    return Image.fromarray((255 * pixels).byte().numpy())
+
+
+def bytes_picture(text: bytes, share: torch.Tensor) -> Image.Image:
+    """A row of glyphs, each on its own share (T,) of colour."""
+    ink = rearrange(glyphs((16, 8))[list(text)], "T h w -> h (T w)")
+    row = tinted(ink, repeat(share, "T -> h (T w)", h=16, w=8), TEXT)
+    return row.resize((GLYPH[0] * len(text), GLYPH[1]))
+
+
+def sketch_picture(chunk: torch.Tensor, share: torch.Tensor, config: Config, zoom: int):
+    """A sketch of (n,) bytes, each patch on its own share (m,) of colour, framed."""
+    ink = render(chunk, config.cell)
+    share = share.view(ink.shape[0] // PATCH, ink.shape[1] // PATCH)
+    share = repeat(share, "row col -> (row h) (col w)", h=PATCH, w=PATCH)
+    sketch = tinted(ink, share, SKETCH)
+    sketch = sketch.resize((zoom * sketch.width, zoom * sketch.height), Image.Resampling.NEAREST)
+    ImageDraw.Draw(sketch).rectangle((0, 0, sketch.width - 1, sketch.height - 1), outline="gray")
+    return sketch
+
+
+def moment_picture(moment: Moment, config: Config, slots: int) -> Image.Image:
+    """A strip for each half of the layers: the sketches of the past, patch by patch the more
+    orange the more they are looked at, and the newest bytes of the open chunk, in blue on a scale
+    of their own. Below, what is likely to come.
+
+    slots: sketches there is room for.
+    """
+    S, m = len(moment.finished), config.chunk // config.ratio
+    columns, zoom = min(slots, 6), 2 if slots > 4 else 3
+    _, height, width = render(moment.finished, config.cell).shape
+    height, width = zoom * height + GAP, zoom * width + GAP
+    strip = LINE + -(-slots // 6) * height + GLYPH[1] + 2 * GAP
+    layers = range(len(moment.seen))
+    halves = [part for part in (layers[: len(layers) // 2], layers[len(layers) // 2 :]) if part]
+    page = Image.new("RGB", (WIDTH, strip * len(halves) + 5 * LINE), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=14)
+
+    def say(x: float, y: float, words: str) -> None:
+        draw.text((x, y), words, fill="black", font=font)
+
+    shares = [torch.stack([moment.seen[layer] for layer in half]).mean(0) for half in halves]
+    deepest = max((share[: S * m].max().item() for share in shares if S), default=0.0)
+    for number, (half, share) in enumerate(zip(halves, shares)):
+        top = number * strip
+        on_sketches, start, on_bytes = share.split([S * m, 1, len(moment.open)])
+        say(
+            4,
+            top + 4,
+            f"layers {half[0] + 1} to {half[-1] + 1}:  {on_sketches.sum():.0%} of attention on "
+            f"sketches, {start.item():.0%} on START, {on_bytes.sum():.0%} on the bytes below",
+        )
+        for i, (chunk, seen) in enumerate(zip(moment.finished, on_sketches.view(S, m))):
+            place = 4 + i % columns * width, top + LINE + i // columns * height
+            page.paste(sketch_picture(chunk, seen / deepest, config, zoom), place)
+        newest = moment.open[-64:]
+        x, y = 4 + GLYPH[0] * len(newest), top + strip - GLYPH[1] - GAP
+        if newest:
+            page.paste(bytes_picture(newest, on_bytes[-64:] / on_bytes.max()), (4, y))
+        draw.rectangle((x, y, x + GLYPH[0] - 1, y + GLYPH[1] - 1), outline="black", width=2)
+    top = strip * len(halves)
+    say(4, top, f"deepest orange: {deepest:.1%} on one patch.  The byte to come (the empty box):")
+    likely = moment.probabilities.topk(4)
+    for number, (share, byte) in enumerate(zip(likely.values.tolist(), likely.indices.tolist())):
+        y = top + (number + 1) * LINE
+        page.paste(bytes_picture(bytes([byte]), torch.zeros(1)), (4, y))
+        draw.rectangle((24, y + 4, 24 + 300 * share, y + 19), fill="gray")
+        say(30 + 300 * share, y + 3, f"{share:.1%}")
+    return page
+
+
+def trace(args: argparse.Namespace) -> None:
+    """What a model has before the last of --bytes is written; as .gif, before each of them."""
+    if args.bytes < 1:
+        raise ValueError(f"--bytes is {args.bytes}, expected 1 or more")
+    text = stretch(read_bytes(args.file), args.lines)
+    path = find_checkpoint(args.checkpoint, asks=args.ask is not None)
+    model, info = load_checkpoint(path)
+    if info["history"] != "sketch":
+        raise ValueError(f"{path} was trained under {info['history']!r}, expected 'sketch'")
+    n, stop = model.config.chunk, None
+    capacity = model.config.chunks * n
+    if args.ask is None:
+        text = held_prompt(text, model.config.chunks, n)
+    else:
+        question, stop = os.fsencode(args.ask), STOP
+        text = held_context(text, model, info, path)
+        refuse_roles(text)
+        refuse_roles(question)
+        text = asked(text, question)
+        capacity = len(text) + args.bytes + 2 * n  # nothing is dropped
+    seen = list(moments(model, text, args.bytes, capacity, stop))
+    slots = max(1, *(len(moment.finished) for moment in seen))
+    moving = args.out.lower().endswith(".gif")
+    pages = [
+        moment_picture(moment, model.config, slots) for moment in (seen if moving else seen[-1:])
+    ]
+    film = Image.fromarray(np.concatenate([np.array(page) for page in pages]))
+    colours = film.quantize(48)  # the same for all, so that a frame stores only what changes
+    first, *rest = (page.quantize(palette=colours, dither=Image.Dither.NONE) for page in pages)
+    more = dict(save_all=True, append_images=rest, duration=400, loop=0) if moving else {}
+    first.save(args.out, **more)
+    print(f"written: {one_line(bytes(moment.likeliest for moment in seen))}")
+
+
+# ------------------------------------------------------------------------- what needs no model
+
+
+def cells(args: argparse.Namespace) -> None:
+    """The first chunk of 64 bytes of a text, at each cell, with the grid of its patches."""
+    text = (read_bytes(args.file) + b" " * 64)[:64]
+    page = Image.new("RGB", (WIDTH, 22 + 3 * 128 + 6), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=13)
+    for column, cell in enumerate(CELLS):
+        ink = render(torch.tensor(list(text)), cell)
+        sketch = tinted(ink, torch.zeros_like(ink), SKETCH)
+        sketch = sketch.resize((3 * sketch.width, 3 * sketch.height), Image.Resampling.NEAREST)
+        x, y, step = 4 + column * (WIDTH // 4), 22, 3 * PATCH
+        page.paste(sketch, (x, y))
+        for a in range(0, sketch.width + 1, step):
+            draw.line((x + a, y, x + a, y + sketch.height), fill="orange")
+        for b in range(0, sketch.height + 1, step):
+            draw.line((x, y + b, x + sketch.width, y + b), fill="orange")
+        m = patches_per_chunk(64, cell)
+        caption = f"{cell[0]}x{cell[1]}: {64 // m}x, {m} patches"
+        draw.text((x, 3), caption, fill="black", font=font)
+    page.quantize(32).save(args.out, optimize=True)
+
+
+def find_pyplot():
+    """Raises ValueError where matplotlib is missing."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise ValueError(
+            "this picture needs matplotlib, which is not there: pip install matplotlib"
+        ) from None
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def mask(args: argparse.Namespace) -> None:
+    """Four chunks of four bytes and one sketch token each, under three histories; of the prompt's
+    two chunks "prompt" keeps sketches."""
+    N, n, m = 4, 4, 1
+    figure, axes = find_pyplot().subplots(1, 3, figsize=(12, 4.4), layout="constrained")
+    titles = (
+        ("full: a plain GPT", 0),
+        ("prompt: compress what is read", 2),
+        ("sketch: VIST2, and what is written", 3),
+    )
+    for axis, (title, S) in zip(axes, titles):
+        ids, _ = places(N, n, m, S)
+        ids = torch.stack(sorted(ids.T, key=torch.Tensor.tolist)).T  # the order of reading
+        seen = visible(ids, ids)[..., None]
+        colours = torch.where(ids[1, :, None] == 1, torch.tensor(SKETCH), torch.tensor(TEXT))
+        axis.imshow(torch.where(seen, colours, torch.tensor(1.0)).numpy())
+        names, ends = [], []
+        for place, (chunk, kind, _) in enumerate(ids.T.tolist()):
+            last = f"chunks {chunk} to {N - 1}" if chunk < N - 1 else f"chunk {chunk}"
+            name = f"sketch {chunk}" if kind else f"chunk {chunk}" if chunk < S else last
+            if name not in names:
+                names.append(name)
+                ends.append(place)
+        ends.append(ids.shape[1])
+        middles = [(a + b - 1) / 2 for a, b in zip(ends, ends[1:])]
+        axis.set_yticks(middles, names)
+        axis.set_xticks(middles, names, rotation=90)
+        for end in ends[1:-1]:
+            axis.axhline(end - 0.5, color="0.6", linewidth=0.6)
+            axis.axvline(end - 0.5, color="0.6", linewidth=0.6)
+        axis.set(title=title)
+    axes[0].set_ylabel("who looks (one input a row)")
+    axes[1].set_xlabel("at what: text blue, a sketch token orange")
+    figure.savefig(args.out, dpi=100)
+
+
+def cache(args: argparse.Namespace) -> None:
+    """Entries held after each of 512 bytes, as a session reports them; weights do not matter."""
+    config = Config(layers=1)
+    model, prompt, total = Vist2(config).eval(), 4 * config.chunk, 8 * config.chunk
+    figure, axis = find_pyplot().subplots(figsize=(8, 4.4), layout="constrained")
+    sides = (("full", "C0", 0), ("prompt", "C2", prompt), ("sketch", "C1", 0))
+    for history, colour, begin in sides:
+        session = Session(model, 1, history, total + config.chunk)
+        session.prefill(torch.zeros(1, begin, dtype=torch.long))
+        entries, sketches = [session.cache_entries], [0]
+        for _ in range(begin, total):
+            session.step(torch.zeros(1, dtype=torch.long))
+            entries.append(session.cache_entries)
+            sketches.append(session.sketched * config.chunk // config.ratio)
+        grown = range(begin, total + 1)
+        axis.plot(grown, entries, color=colour, label=history)
+        if history == "sketch":
+            axis.fill_between(grown, sketches, color=colour, alpha=0.5, label="its sketch tokens")
+            axis.fill_between(grown, sketches, entries, color=colour, alpha=0.15)
+    axis.axvline(prompt, color="0.5", linestyle=":")
+    axis.text(prompt, total, " up to here `prompt` has read", color="0.3", va="top")
+    axis.set(xlabel="bytes of text", ylabel="entries in the cache of a layer")
+    axis.set(title="the sawtooth is the open chunk, the stairs are sketches")
+    axis.legend(loc="center left")
+    figure.savefig(args.out, dpi=100)
+
+
+# --------------------------------------------------------------------- what training came to
+
+
+def position(args: argparse.Namespace) -> None:
+    """Bits of each place in a chunk, over the later chunks of every held-out window."""
+    pyplot = find_pyplot()
+    curves = []
+    for path in args.checkpoints:
+        model, info = load_checkpoint(path)
+        corpus = load_corpus(args.data, model.config.chunks * model.config.chunk)
+        if corpus.digest != info["digest"]:
+            raise ValueError(
+                f"{path} was trained on {info['corpus']}, digest {info['digest']}; here is "
+                f"{corpus.name}, {corpus.digest}, whose held-out files it may have seen"
+            )
+        bits = held_out_bits(model, corpus, info["history"])
+        curves.append((path, bits[:, bits.shape[1] // 2 :].mean(dim=(0, 1))))
+    figure, axis = pyplot.subplots(figsize=(8, 4.4), layout="constrained")
+    for name, curve in curves:
+        axis.plot(curve, ".-", label=name)
+    axis.set(xlabel="place in the chunk, bytes", ylabel="bits per byte, held-out text", ylim=0)
+    axis.set(title="a chunk's edge: what the past tells about the first bytes")
+    axis.legend()
+    figure.savefig(args.out, dpi=100)
+
+
+def log_lines(path: str) -> list[dict]:
+    """Raises ValueError for what train.py has not written."""
+    written = read_bytes(path)
+    try:
+        lines = [json.loads(line) for line in written.splitlines()]
+        for line in lines:
+            line["step"], line["stage"]  # a KeyError if it is no log's
+        return lines
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{path} is no log, expected a log.jsonl of train.py") from None
+
+
+def reading(args: argparse.Namespace) -> None:
+    """Reading in training batches and on held-out files, and recall, as logs have them."""
+    pyplot = find_pyplot()
+    figure, axis = pyplot.subplots(figsize=(8, 4.4), layout="constrained")
+    shown = {
+        "reading noise": "random bytes read",
+        "reading text": "held-out text read",
+        "recall 1": "recall at one chunk",
+        "recall 8": "recall at eight chunks",
+    }
+    points: dict[str, list[tuple[int, float]]] = {}
+    begun, step, stages = 0, 0, {}
+    for path in args.logs:
+        for line in log_lines(path):
+            step = begun + line["step"]
+            stages.setdefault((path, line["stage"]), step)
+            if "accuracy" in line:
+                points.setdefault("training batches", []).append((step, line["accuracy"]))
+            for name, value in line.get("held out", {}).items():
+                if name in shown:
+                    points.setdefault(shown[name], []).append((step, value))
+        begun = step
+    if not points:
+        raise ValueError(f"{' '.join(args.logs)}: no reading there, expected logs of `sketch`")
+    for name, found in points.items():
+        style = dict(color="0.85", linewidth=0.5, zorder=0) if name == "training batches" else {}
+        axis.plot(*zip(*found), "-" if style else ".-", label=name, **style)
+    for (_, name), step in stages.items():
+        axis.axvline(step, color="0.5", linestyle=":")
+        axis.text(step, 0.02, f" {name}", rotation=90, color="0.3", va="bottom")
+    axis.set(xlabel="steps", ylabel="share of bytes read right; of questions answered")
+    axis.legend(loc="center")
+    figure.savefig(args.out, dpi=100)
+
+
+# ------------------------------------------------------------ what bench.py and compare.py say
+
+
+def content_of(path: str, field: str):
+    """A field of what --json has written. Raises ValueError for any other file."""
+    written = read_bytes(path)
+    try:
+        return json.loads(written)[field]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{path} has no {field!r}, expected what --json has written") from None
+
+
+def costs(args: argparse.Namespace) -> None:
+    """Reading, writing, the cache while writing, and training, as bench.py has measured them."""
+    tables = content_of(args.file, "tables")
+    if "reading" not in tables:
+        raise ValueError(f"{args.file} has counts only, expected bench.py --json without --paper")
+    figure, axes = find_pyplot().subplots(2, 2, figsize=(10, 7), layout="constrained")
+    panels = (
+        ("time to the first byte, ms", "reading", " ms", SIDES),
+        ("writing, bytes a second", "writing", " B/s", SIDES),
+        ("cache entries while writing", "writing", " entries", SIDES),
+        ("training, bytes a second", "training", " B/s", ("full", "sketch")),
+    )
+    for axis, (title, name, unit, sides) in zip(axes.flat, panels):
+        rows = tables[name]
+        for side in sides:
+            axis.plot(
+                [row["bytes"] for row in rows],
+                [row[side + unit] for row in rows],
+                ".-",
+                color=f"C{SIDES.index(side)}",
+                label=side,
+            )
+        axis.set(title=title, xlabel="bytes of text")
+        if name != "writing":
+            axis.set_xscale("log", base=2)
+        if name == "reading":
+            axis.set_yscale("log")
+        axis.legend()
+    figure.savefig(args.out, dpi=100)
+
+
+def rivals(args: argparse.Namespace) -> None:
+    """The gap that each rival closes at 4x, one point a seed, and its loss by place in a chunk."""
+    scores = [s for s in content_of(args.file, "runs") if s["ratio"] == 4]
+    if not scores:
+        raise ValueError(f"{args.file} has no run at 4x")
+    names = list(dict.fromkeys(s["rival"] for s in scores))
+    figure, (gaps, chunk) = find_pyplot().subplots(1, 2, figsize=(13, 5), layout="constrained")
+    kinds = dict.fromkeys(name for s in scores for name in s if name.startswith("gap"))
+    for number, gap in enumerate(kinds):
+        points = [
+            (names.index(s["rival"]) + (number - 1) / 5, s[gap]) for s in scores if gap in s
+        ]
+        gaps.plot([x for x, _ in points], [y for _, y in points], ".", label=gap)
+    gaps.set(title="gap closed at 4x, one point a seed", ylabel="%")
+    gaps.set_xticks(range(len(names)), names, rotation=30)
+    gaps.legend()
+    for name in names:
+        curves = [s["by position"] for s in scores if s["rival"] == name]
+        chunk.plot([statistics.mean(values) for values in zip(*curves)], ".-", label=name)
+    chunk.set(title="loss in a chunk at 4x", xlabel="place, bytes", ylabel="bits per byte")
+    chunk.legend()
+    figure.savefig(args.out, dpi=100)
+
+
+def ratios(args: argparse.Namespace) -> None:
+    """Loss and reading of each rival by ratio; those without a memory are level lines."""
+    scores = content_of(args.file, "runs")
+    figure, axes = find_pyplot().subplots(1, 2, figsize=(13, 5), layout="constrained")
+    panels = (
+        ("bpb", "held-out text", "bits per byte"),
+        ("reading noise", "random bytes read", "share"),
+    )
+    for axis, (field, title, unit) in zip(axes, panels):
+        for name in dict.fromkeys(s["rival"] for s in scores):
+            found = [s for s in scores if s["rival"] == name and field in s]
+            if name in ("none", "full"):
+                found = [s | {"ratio": other["ratio"]} for s in found for other in scores]
+            x = sorted({s["ratio"] for s in found})
+            y = [statistics.mean(s[field] for s in found if s["ratio"] == r) for r in x]
+            if x:
+                axis.plot(x, y, ".-", label=name)
+        axis.set(title=title, xlabel="bytes a memory token", ylabel=unit)
+        axis.set_xscale("log", base=2)
+        axis.legend()
+    figure.savefig(args.out, dpi=100)
+
+
+# ------------------------------------------------------------------------------ command line
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description="Draw what the README shows, from the real model, mask and cache.",
+    )
+    pictures = parser.add_subparsers(required=True, metavar="PICTURE")
+
+    def picture(draw, about: str) -> argparse.ArgumentParser:
+        name = draw.__name__
+        sub = pictures.add_parser(name, help=about, description=draw.__doc__)
+        sub.add_argument("--out", default=f"{name}.png", help="where it goes (%(default)s)")
+        sub.set_defaults(draw=draw)
+        return sub
+
+    sub = picture(trace, "where the model looks while it writes; .png, or .gif to see it move")
+    sub.add_argument("file", help="the text before, - for standard input")
+    sub.add_argument("--lines", metavar="A-B", help="of the text, from 1; default: all")
+    sub.add_argument("--ask", metavar="QUESTION", help="a question about the text, to be answered")
+    sub.add_argument("--bytes", type=int, default=1, help="to write (%(default)s)")
+    sub.add_argument("--checkpoint", help="what train.py wrote; default as in generate.py")
+    picture(mask, "who sees whom under three histories")
+    picture(cache, "what the cache holds while a text grows")
+    picture(cells, "64 bytes at each of the four ratios").add_argument(
+        "file", help="any text, - for standard input"
+    )
+    sub = picture(position, "loss by place in the chunk")
+    sub.add_argument("checkpoints", nargs="+", help="what train.py wrote, under any history")
+    sub.add_argument("--data", metavar="PATH", help="what they were trained on, as in train.py")
+    sub = picture(reading, "reading and recall over training")
+    sub.add_argument("logs", nargs="+", help="log.jsonl of one run, or of runs in a row")
+    for draw, program in ((costs, "bench.py"), (rivals, "compare.py"), (ratios, "compare.py")):
+        sub = picture(draw, f"what {program} has measured")
+        sub.add_argument("file", help=f"what {program} --json has written")
+    args = parser.parse_args(argv)
+    try:
+        with errors_in_one_line("figures.py", "--bytes"):
+            check_writable(args.out)
+            args.draw(args)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()
