@@ -1,6 +1,7 @@
 import contextlib
 import io
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from conftest import make_model, piped
 import data
 import generate as g
 from generate import Session, exit_if_out_of_memory, generate, write
-from vist2 import HISTORIES, READ, save_checkpoint
+from train import exact_match
+from vist2 import HISTORIES, READ, load_checkpoint, read_checkpoint, save_checkpoint
 
 n, m = 16, 4
 
@@ -274,7 +276,8 @@ def test_read_prints_chunk_beside_chunk_with_its_accuracy(checkpoint, tmp_path, 
         (["--ask", "who?"], "--ask QUESTION and --context FILE"),
         (["--lines", "1-2"], "--lines A-B is for --ask"),
         (["--context", "tiny"], "--ask QUESTION and --context FILE"),
-        (["--ask", "who?", "--context", "missing"], "never learned to answer"),
+        (["--ask", "who?", "--context", "tiny"], "never learned to answer"),
+        (["--ask", "who?", "--context", "missing"], "missing is not there, expected a file"),
         (["--ask", "", "--context", "tiny", "--stats"], "are for continuing a text"),
         (["--ask", "who?", "--context", "tiny", "--history-chunks", "9"], "are for continuing"),
         (["--read", "tiny", "--samples", "2"], "are for continuing a text"),
@@ -365,3 +368,33 @@ def test_lines_that_are_not_there_are_refused(answering, lines):
 def test_only_a_want_of_memory_is_called_one(message, known):
     with pytest.raises(SystemExit) if known else contextlib.nullcontext():
         exit_if_out_of_memory("train.py", "--batch-bytes", RuntimeError(message))
+
+
+def test_the_weights_that_come_with_the_code_are_small_and_plain():
+    assert g.WEIGHTS.stat().st_size <= 6_000_000
+    assert read_checkpoint(g.WEIGHTS).keys() == {"format", "config", "model", "info"}
+
+
+def test_the_weights_that_come_with_the_code_read_sketches():
+    model, _ = load_checkpoint(g.WEIGHTS)
+    noise = bytes(torch.randint(256, (64 * 64,)).tolist())
+    text = Path(__file__).read_bytes()[: 64 * 64]
+    for written, least in ((noise, 0.97), (text, 0.97)):
+        read = g.read_back(model, written)
+        assert sum(a == b for a, b in zip(written, read)) / len(written) > least
+
+
+def test_the_weights_that_come_with_the_code_recall():
+    model, _ = load_checkpoint(g.WEIGHTS)
+    rng = data.generator("weights")
+    asked = [data.recall_example(None, rng, 64, 8, 1 + i % 8) for i in range(64)]
+    assert exact_match(model, asked, "sketch") > 0.9
+
+
+def test_a_fresh_clone_answers_with_the_weights_that_come_with_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # nothing is trained here
+    (tmp_path / "facts").write_text("al=0000\nbe=1eef\nga=3dde\n" * 3)
+    g.main(["--ask", "be", "--context", "facts", "--device", "cpu"])
+    said = capsys.readouterr()
+    assert said.out == "1eef\n"
+    assert "runs/sketch-instruct/model.pt is not there, so this is " in said.err
