@@ -213,7 +213,7 @@ def test_rivals_are_taught_to_answer_from_where_their_run_ended(quick, sources, 
 
 
 def test_costs_are_those_of_the_default_model():
-    entry = 2 * 4 * 4 * 32 * 4 / 1024  # keys and values, 4 layers, 4 heads of 32, fp32
+    entry = 2 * 4 * 4 * 64 * 4 / 1024  # keys and values, 4 layers, 4 heads of 64, fp32
     kept = {name: compare.costs(Run(name, 4, 0, 8, 5e-3)) for name in RIVALS}
     assert {name: (cost["entries"], cost["KiB"]) for name, cost in kept.items()} == {
         "none": (0, 0),
