@@ -398,3 +398,15 @@ def test_a_fresh_clone_answers_with_the_weights_that_come_with_it(tmp_path, monk
     said = capsys.readouterr()
     assert said.out == "1eef\n"
     assert "runs/sketch-instruct/model.pt is not there, so this is " in said.err
+
+
+def test_what_was_trained_here_comes_before_the_weights_that_come_with_the_code(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / g.CHECKPOINT
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert g.find_checkpoint(None, asks=False) == g.CHECKPOINT
+    assert g.find_checkpoint(None, asks=True) == str(g.WEIGHTS)
+    assert g.find_checkpoint("other.pt", asks=False) == "other.pt"
