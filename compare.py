@@ -1,7 +1,7 @@
 """Every way of keeping the past, at the same number of memory tokens, trained on the same bytes.
 
     python compare.py                            one seed, 4x, the whole curriculum: hours
-    python compare.py --steps 1350 --seeds 3     each run in six to nine minutes
+    python compare.py --steps 1350 --seeds 3     each run a quarter as long
     python compare.py --quick                    does it run? its figures are no results
 
 A rival is another `remember`, another mask, or both. Decoder, rates and windows of text are the
