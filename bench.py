@@ -29,11 +29,10 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from generate import GROUP, Session, check_writable, errors_in_one_line, find_device
+from generate import GROUP, SIDES, Session, check_writable, errors_in_one_line, find_device
 from render import parse_cell, render
 from vist2 import BYTES, Config, Vist2, loss
 
-SIDES = ("full", "prompt", "sketch")
 PAPER = ("0.6B", "1.7B", "4B", "8B")
 PAPER_LENGTHS = [2**k for k in range(12, 18)]
 SEGMENT = 512  # bytes: so many are written under one history before the next takes its turn

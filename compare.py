@@ -38,7 +38,9 @@ from train import (
     INSTRUCT_RATE,
     PLACES,
     QUESTIONS,
+    REFERENCES,
     by_place,
+    by_position,
     check_examples,
     held_out_bits,
     length_of,
@@ -238,7 +240,6 @@ RIVALS = {
     "leak": Rival(Leak),
     "frozen": Rival(Frozen),
 }
-REFERENCES = ("none", "full")  # do not depend on the ratio
 JUDGE_SEED = 100
 LEAST_GAP = 0.02  # bits between the references; below it, gap closed is noise and left blank
 VERSION = 2  # raise it when a rival, its training or its score changes: old runs do not count
@@ -332,10 +333,10 @@ def taught(run: Run, steps: int, corpus: Corpus, device: torch.device, folder: P
 
 def score(run: Run, model: Vist2, corpus: Corpus, windows: int | None) -> dict:
     """What a trained rival reaches on held-out text."""
-    history, chunks = RIVALS[run.rival].training, run.config.chunks
+    history = RIVALS[run.rival].training
     bits = held_out_bits(model, corpus, history, windows)
     result = by_place(bits) | {
-        "by position": bits[:, chunks // 2 :].mean(dim=(0, 1)).tolist(),
+        "by position": by_position(bits).tolist(),
         "by chunk": bits.mean(dim=(0, 2)).tolist(),
     }
     if history == "sketch":

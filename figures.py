@@ -28,8 +28,9 @@ import torch
 from einops import rearrange, repeat
 from PIL import Image, ImageDraw, ImageFont
 
-from data import STOP, asked, load_corpus, refuse_roles
+from data import STOP, load_corpus
 from generate import (
+    SIDES,
     Session,
     as_rows,
     check_writable,
@@ -38,17 +39,17 @@ from generate import (
     held_context,
     held_prompt,
     one_line,
+    question_about,
     stretch,
 )
-from render import CELLS, PATCH, glyphs, patches_per_chunk, read_bytes, render
-from train import held_out_bits
+from render import CELLS, PATCH, enlarged, glyphs, patches_per_chunk, read_bytes, render
+from train import REFERENCES, by_position, held_out_bits
 from vist2 import Config, Vist2, load_checkpoint, places, visible
 
 TEXT, SKETCH = (0.40, 0.65, 0.90), (1.00, 0.62, 0.15)  # red, green, blue of what is looked at
 WIDTH = 816  # pixels of a picture
 GAP, LINE = 8, 26  # pixels between sketches, and of a line of words
 GLYPH = (12, 24)  # pixels, width and height, of a byte of the open chunk
-SIDES = ("full", "prompt", "sketch")
 
 
 # ---------------------------------------------------------------------- where the model looks
@@ -127,8 +128,7 @@ def sketch_picture(chunk: torch.Tensor, share: torch.Tensor, config: Config, zoo
     ink = render(chunk, config.cell)
     share = share.view(ink.shape[0] // PATCH, ink.shape[1] // PATCH)
     share = repeat(share, "row col -> (row h) (col w)", h=PATCH, w=PATCH)
-    sketch = tinted(ink, share, SKETCH)
-    sketch = sketch.resize((zoom * sketch.width, zoom * sketch.height), Image.Resampling.NEAREST)
+    sketch = enlarged(tinted(ink, share, SKETCH), zoom)
     ImageDraw.Draw(sketch).rectangle((0, 0, sketch.width - 1, sketch.height - 1), outline="gray")
     return sketch
 
@@ -192,18 +192,15 @@ def trace(args: argparse.Namespace) -> None:
     model, info = load_checkpoint(path)
     if info["history"] != "sketch":
         raise ValueError(f"{path} was trained under {info['history']!r}, expected 'sketch'")
-    n, stop = model.config.chunk, None
-    capacity = model.config.chunks * n
+    n, chunks = model.config.chunk, model.config.chunks
     if args.ask is None:
-        text = held_prompt(text, model.config.chunks, n)
+        prompt = held_prompt(text, chunks, n)
+        seen = list(moments(model, prompt, args.bytes, chunks * n))
     else:
-        question, stop = os.fsencode(args.ask), STOP
-        text = held_context(text, model, info, path)
-        refuse_roles(text)
-        refuse_roles(question)
-        text = asked(text, question)
-        capacity = len(text) + args.bytes + 2 * n  # nothing is dropped
-    seen = list(moments(model, text, args.bytes, capacity, stop))
+        context = held_context(text, model, info, path)
+        prompt = question_about(context, os.fsencode(args.ask))
+        capacity = len(prompt) + args.bytes + 2 * n  # nothing is dropped
+        seen = list(moments(model, prompt, args.bytes, capacity, STOP))
     slots = max(1, *(len(moment.finished) for moment in seen))
     moving = args.out.lower().endswith(".gif")
     pages = [
@@ -227,8 +224,7 @@ def cells(args: argparse.Namespace) -> None:
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=13)
     for column, cell in enumerate(CELLS):
         ink = render(torch.tensor(list(text)), cell)
-        sketch = tinted(ink, torch.zeros_like(ink), SKETCH)
-        sketch = sketch.resize((3 * sketch.width, 3 * sketch.height), Image.Resampling.NEAREST)
+        sketch = enlarged(tinted(ink, torch.zeros_like(ink), SKETCH), 3)
         x, y, step = 4 + column * (WIDTH // 4), 22, 3 * PATCH
         page.paste(sketch, (x, y))
         for a in range(0, sketch.width + 1, step):
@@ -334,7 +330,7 @@ def position(args: argparse.Namespace) -> None:
                 f"{corpus.name}, {corpus.digest}, whose held-out files it may have seen"
             )
         bits = held_out_bits(model, corpus, info["history"])
-        curves.append((path, bits[:, bits.shape[1] // 2 :].mean(dim=(0, 1))))
+        curves.append((path, by_position(bits)))
     figure, axis = pyplot.subplots(figsize=(8, 4.4), layout="constrained")
     for name, curve in curves:
         axis.plot(curve, ".-", label=name)
@@ -469,7 +465,7 @@ def ratios(args: argparse.Namespace) -> None:
     for axis, (field, title, unit) in zip(axes, panels):
         for name in dict.fromkeys(s["rival"] for s in scores):
             found = [s for s in scores if s["rival"] == name and field in s]
-            if name in ("none", "full"):
+            if name in REFERENCES:
                 found = [s | {"ratio": other["ratio"]} for s in found for other in scores]
             x = sorted({s["ratio"] for s in found})
             y = [statistics.mean(s[field] for s in found if s["ratio"] == r) for r in x]

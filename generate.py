@@ -34,6 +34,7 @@ from vist2 import BYTES, HISTORIES, READ, START, Vist2, load_checkpoint, sketch_
 CHECKPOINT = "runs/sketch/model.pt"
 ANSWERS = "runs/sketch-instruct/model.pt"
 WEIGHTS = Path(__file__).parent / "weights/tiny.pt"  # come with the code; answer --ask, too
+SIDES = ("full", "prompt", "sketch")  # the histories that bench.py sets side by side
 GROUP = 64  # chunks that are encoded at a time, which bounds what the encoder needs
 
 
@@ -284,12 +285,17 @@ def generate(
     return bytes(written)
 
 
+def question_about(context: bytes, question: bytes) -> bytes:
+    """The prompt that an answer follows. Raises ValueError for text that holds a role's byte."""
+    refuse_roles(context)
+    refuse_roles(question)
+    return asked(context, question)
+
+
 def answer(model: Vist2, context: bytes, question: bytes, max_new_bytes: int, **how):
     """(response, whether STOP ended it) to a question about a context. Raises ValueError for text
     that holds a role's byte. how: see generate."""
-    refuse_roles(context)
-    refuse_roles(question)
-    prompt = asked(context, question)
+    prompt = question_about(context, question)
     chunks = -(-(len(prompt) + max_new_bytes) // model.config.chunk) + 1  # nothing is dropped
     response = generate(model, prompt, max_new_bytes + 1, stop=STOP, history_chunks=chunks, **how)
     return response[:max_new_bytes], len(response) <= max_new_bytes

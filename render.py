@@ -121,6 +121,12 @@ def read_bytes(path: str) -> bytes:
     return Path(path).read_bytes()
 
 
+def enlarged(picture: Image.Image, times: int) -> Image.Image:
+    """Each pixel as a square of so many."""
+    size = times * picture.width, times * picture.height
+    return picture.resize(size, Image.Resampling.NEAREST)
+
+
 def contact_sheet(text: bytes, cell: tuple[int, int], chunk: int, columns: int = 4) -> Image.Image:
     """The chunks of a text side by side, black on white, enlarged, in thin frames, to look at."""
     patches_per_chunk(chunk, cell)  # raises ValueError before anything is drawn
@@ -130,8 +136,7 @@ def contact_sheet(text: bytes, cell: tuple[int, int], chunk: int, columns: int =
     sketches[:, 0], sketches[:, -1], sketches[:, :, 0], sketches[:, :, -1] = 0.7, 0.7, 0.7, 0.7
     blank = torch.ones(-len(sketches) % columns, *sketches.shape[1:])
     page = rearrange(torch.cat([sketches, blank]), "(r c) H W -> (r H) (c W)", c=columns)
-    picture = Image.fromarray((255 * page).byte().numpy())
-    return picture.resize((3 * picture.width, 3 * picture.height), Image.Resampling.NEAREST)
+    return enlarged(Image.fromarray((255 * page).byte().numpy()), 3)
 
 
 def main(argv: list[str] | None = None) -> None:

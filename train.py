@@ -103,6 +103,7 @@ class Stage:
 
 
 ASKED = (*EXAMPLES, "own")
+REFERENCES = ("none", "full")  # histories that have no memory, and so no ratio
 PARTS = {"sixteenth": 1 / 16, "quarter": 1 / 4, "whole": 1}  # of the config's chunk length
 # fmt: off
 CURRICULUM = (
@@ -315,6 +316,11 @@ def by_place(bits: torch.Tensor) -> dict[str, float]:
     if bits.shape[2] > 16:
         result["from 16 on"] = later[..., 16:].mean()
     return {name: value.item() for name, value in result.items()}
+
+
+def by_position(bits: torch.Tensor) -> torch.Tensor:
+    """The mean of each place in a chunk, in the later half: (K, N, n) bits -> (n,)."""
+    return bits[:, bits.shape[1] // 2 :].mean(dim=(0, 1))
 
 
 @torch.inference_mode()
