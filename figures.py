@@ -41,6 +41,7 @@ from generate import (
     one_line,
     question_about,
     stretch,
+    write,
 )
 from render import CELLS, PATCH, enlarged, glyphs, patches_per_chunk, read_bytes, render
 from train import REFERENCES, by_position, held_out_bits
@@ -56,16 +57,20 @@ GLYPH = (12, 24)  # pixels, width and height, of a byte of the open chunk
 
 
 class Watched(Session):
-    """A session that keeps where its last input looked: `seen`, a (entries,) tensor a layer, the
-    mean over heads of what the softmax gives to each entry of the cache."""
+    """A session that keeps what came of its last input: `logits`, and where it looked, `seen`, a
+    (entries,) tensor a layer, the mean over heads of what the softmax gives to each entry of the
+    cache."""
+
+    def _append(self, x, positions):
+        self.seen: list[torch.Tensor] = []
+        self.logits = super()._append(x, positions)
+        return self.logits
 
     def attend(self, layer, mask, q, k, v):
         attended = super().attend(layer, mask, q, k, v)
         keys = self.cache[0, layer, :, :, : self.entries + q.shape[2]]
         keys = repeat(keys, "B KV T D -> B (KV G) T D", G=q.shape[1] // keys.shape[1])
         scores = q[:, :, -1:] @ keys.mT / q.shape[-1] ** 0.5
-        if layer == 0:
-            self.seen = []
         self.seen.append(scores.softmax(-1).mean(dim=1)[0, 0])
         return attended
 
@@ -91,19 +96,17 @@ def moments(
     n = model.config.chunk
     session = Watched(model, 1, "sketch", capacity)
     logits = session.prefill(as_rows(prompt))
-    for index in range(count):
+    for new in write(session, logits, count, 0.0, None, 0):
         text = session.text[0, : session.count].clone()
         finished, rest = text.split([session.sketched * n, len(text) - session.sketched * n])
-        moment = Moment(
+        yield Moment(
             finished.view(session.sketched, n),
             bytes(rest.tolist()),
             session.seen,
-            logits[0].softmax(-1),
+            session.logits[0].softmax(-1),
         )
-        yield moment
-        if moment.likeliest == stop or index + 1 == count:
+        if new.item() == stop:
             break
-        logits = session.step(logits.argmax(-1))
 
 
 def tinted(ink: torch.Tensor, share: torch.Tensor, colour) -> Image.Image:

@@ -20,6 +20,7 @@ import contextlib
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -351,13 +352,17 @@ class Out:
 
 
 def print_reading(model: Vist2, text: bytes) -> None:
-    """Each whole chunk, below it what the model reads from its sketch; the share that is right."""
+    """Each whole chunk, below it what the model reads from its sketch; what is misread most often,
+    and the share that is right."""
     n = model.config.chunk
     read = read_back(model, text)
     for start in range(0, len(read), n):
         for label, side in (("text", text), ("read", read)):
             print(f"{label} |{one_line(side[start : start + n])}|")
-    right = sum(a == b for a, b in zip(text, read))
+    misread = Counter((a, b) for a, b in zip(text, read) if a != b)
+    for (a, b), times in misread.most_common(5):
+        print(f"{bytes([a])} read as {bytes([b])}, times: {times}")
+    right = len(read) - misread.total()
     print(
         f"{right} of {len(read)} bytes right: {right / len(read):.4f}, free-running"
         f" ({len(text) - len(read)} bytes at the end, no whole chunk, left out)"
@@ -429,9 +434,13 @@ def exit_if_out_of_memory(program: str, setting: str, error: RuntimeError) -> No
 
 @contextlib.contextmanager
 def errors_in_one_line(program: str, setting: str, *more: type[Exception]):
-    """Exit with one clear line for what a user can get wrong, `more`, and a want of memory."""
+    """Exit with one clear line for what a user can get wrong, `more`, and a want of memory; with
+    none where the reader of standard output, `head` say, has seen enough."""
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError, *more) as error:
         sys.exit(f"{program}: {error}")
     except RuntimeError as error:
@@ -538,10 +547,7 @@ def main(argv: list[str] | None = None) -> None:
         args.temperature = 0.8 if args.ask is None else 0.0
     try:
         with errors_in_one_line("generate.py", "--samples or --history-chunks"):
-            try:
-                run(args)
-            except BrokenPipeError:  # the reader, `head` say, has seen enough
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            run(args)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -64,8 +64,9 @@ class Stage:
     (`text`), or with sketches as the only past and chunks of a sixteenth, a quarter or the whole
     of the config's chunk length. They are quarters. The last are questions about a context, loss
     on responses only (see data.EXAMPLES); a context is 1 to `far` chunks and an open one, in every
-    fourth batch four times as many. Spelling goes on: wherever sketches are made, SPELLING times
-    the loss of spelling them is added.
+    fourth batch four times as many. Half of the batches are cut into chunks of a quarter: there
+    most questions cross a chunk's edge, as few do in long chunks. Spelling goes on: wherever
+    sketches are made, SPELLING times the loss of spelling them is added.
     """
 
     name: str
@@ -119,7 +120,7 @@ CURRICULUM = (
 INSTRUCT = (
     Stage("near",     300, reading=1/8, whole=1/4, recall=3/4, docs=1/8, repeat=1/4, far=2),
     Stage("farther",  500, reading=1/8, whole=1/4, recall=3/4, docs=1/8, repeat=1/4, far=4),
-    Stage("far",     2200, reading=1/8, whole=3/4, recall=3/4, docs=1/8, repeat=1/4, far=8),
+    Stage("far",     3200, reading=1/8, whole=3/4, recall=3/4, docs=1/8, repeat=1/4, far=8),
 )
 # fmt: on
 TABLES = {"language": CURRICULUM, "instruct": INSTRUCT}
@@ -197,7 +198,8 @@ def batches(
             far = (1 + draw(rng, stage.far)) * (1 if draw(rng, 4) else 4)
             rows = max(1, round(share * size / ((far + 2) * config.chunk)))
             examples = [EXAMPLES[task](text, rng, config.chunk, far) for _ in range(rows)]
-        yield task, share, instruct_batch(examples, config.chunk)
+        part = 1 if draw(rng, 2) else 1 / 4
+        yield task, share, instruct_batch(examples, chunk_of(part, config))
     if stage.reading:
         pairs = max(2, round(stage.reading * size / (2 * config.chunk)))
         rng = generator(seed, "reading", step)
@@ -585,7 +587,8 @@ def train(
                 optimizer.zero_grad()
             step += 1
 
-            line = {"step": step, "stage": stage.name} | losses
+            line = {"step": step, "stage": stage.name}
+            line |= {name: round(value, 4) for name, value in losses.items()}
             save_now = step % SAVE_EVERY == 0
             if save_now:
                 line["held out"] = evaluate(model, corpus, settings["history"], count=64)

@@ -1,5 +1,7 @@
 import contextlib
 import io
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -251,6 +253,30 @@ def test_read_prints_chunk_beside_chunk_with_its_accuracy(checkpoint, tmp_path, 
         lines[-1].startswith(f"{right} of 32 bytes right: {right / 32:.4f}")
         and "5 bytes at the end" in lines[-1]
     )
+
+
+def test_read_says_which_bytes_are_misread_most_often(checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr(g, "read_back", lambda model, text: b"abbaabbaab\x80aabba")
+    g.print_reading(g.load_checkpoint(checkpoint)[0], b"abcaabcaab\nadbba")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == "b'c' read as b'b', times: 2"
+    assert sorted(lines[3:5]) == [
+        "b'\\n' read as b'\\x80', times: 1",
+        "b'd' read as b'a', times: 1",
+    ]
+    assert lines[5].startswith("12 of 16 bytes right")
+
+
+def test_a_reader_that_has_seen_enough_ends_a_program_without_a_word():
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "import generate\nwith generate.errors_in_one_line('', ''): print('too much')"
+    here = Path(g.__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=here, stdout=writer, stderr=subprocess.PIPE
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize(
