@@ -487,6 +487,13 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(130)
 
 
+def save_json(path: Path, content: dict) -> None:
+    """Write the whole file or none."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)
+
+
 def processor() -> str:
     """The processor's name where Linux tells it, else its kind."""
     try:
@@ -519,7 +526,7 @@ def run(args: argparse.Namespace) -> None:
         presets = PAPER if args.paper else (args.preset,)
         configs = {name: asdict(Config.preset(name, cell=args.cell)) for name in presets}
         content = {"machine": machine, "configs": configs, "seed": 0, "tables": tables}
-        Path(args.json).write_text(json.dumps(content, indent=1) + "\n")
+        save_json(Path(args.json), content)
 
 
 if __name__ == "__main__":

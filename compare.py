@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from tqdm import tqdm
 
-from bench import flops, show, this_machine, written
+from bench import flops, save_json, show, this_machine, written
 from data import Corpus, load_corpus
 from generate import Session, check_writable, errors_in_one_line, find_device, write
 from train import (
@@ -242,7 +242,7 @@ RIVALS = {
 }
 JUDGE_SEED = 100
 LEAST_GAP = 0.02  # bits between the references; below it, gap closed is noise and left blank
-VERSION = 2  # raise it when a rival, its training or its score changes: old runs do not count
+VERSION = 3  # raise it when a rival, its training or its score changes: old runs do not count
 
 
 # ---------------------------------------------------------------------------- train and score
@@ -280,11 +280,15 @@ class Run:
         return settings | {"rival": self.rival, "device": device.type, "version": VERSION}
 
 
+def key_of(settings: dict) -> str:
+    """A short name of all settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def folder_of(run: Run, corpus: Corpus, device: torch.device, folder: Path) -> Path:
     """The folder of a run, named by its settings."""
-    settings = json.dumps(run.settings(corpus, device), sort_keys=True)
-    key = hashlib.sha256(settings.encode()).hexdigest()[:8]
-    return folder / f"{run.rival}-{run.ratio}x-seed{run.seed}-{key}"
+    settings = run.settings(corpus, device)
+    return folder / f"{run.rival}-{run.ratio}x-seed{run.seed}-{key_of(settings)}"
 
 
 def finished(
@@ -326,7 +330,7 @@ def taught(run: Run, steps: int, corpus: Corpus, device: torch.device, folder: P
         "lr": INSTRUCT_RATE * run.lr,
         "steps": steps,
     }
-    out = folder_of(run, corpus, device, folder) / f"instruct-{steps}"
+    out = folder_of(run, corpus, device, folder) / f"instruct-{steps}-{key_of(settings)}"
     begin = partial(trained, run, corpus, device, folder)
     return finished(begin, rival.model, settings, corpus, device, out)
 
@@ -342,13 +346,6 @@ def score(run: Run, model: Vist2, corpus: Corpus, windows: int | None) -> dict:
     if history == "sketch":
         result |= reading_accuracy(model, corpus, min(len(bits), 128))
     return result
-
-
-def save_json(path: Path, content: dict) -> None:
-    """Write the whole file or none."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
 
 
 def scored(run: Run, corpus: Corpus, device, folder: Path, windows: int | None) -> dict:

@@ -8,6 +8,7 @@ the seed, the task and a running number: so a resumed run sees what an unbroken 
 import ast
 import hashlib
 import json
+import os
 import platform
 import re
 import sysconfig
@@ -137,7 +138,7 @@ def load_corpus(path: str | None, window: int) -> Corpus:
     name = path or f"Python {platform.python_version()} standard library"
     files = {key: text for key, text in files.items() if len(text) >= window}
     share = HELD_OUT * sum(map(len, files.values()))
-    train = sorted(files, key=lambda key: hashlib.sha256(key.encode()).digest())
+    train = sorted(files, key=lambda key: hashlib.sha256(os.fsencode(key)).digest())
     held_out: list[str] = []
     for key in list(train):
         if len(files[key]) <= 2 * share and sum(len(files[key]) for key in held_out) < share:
@@ -149,7 +150,7 @@ def load_corpus(path: str | None, window: int) -> Corpus:
             f"bytes, or fewer files of 20 windows, {20 * window} bytes"
         )
     digest = hashlib.sha256(
-        b"".join(key.encode() + hashlib.sha256(files[key]).digest() for key in sorted(files))
+        b"".join(os.fsencode(key) + hashlib.sha256(files[key]).digest() for key in sorted(files))
     ).hexdigest()
     return Corpus(
         name,
@@ -345,7 +346,10 @@ def first_sentences(file: str, source: bytes) -> Iterator[Sentence]:
                     yield Sentence(file, inner, defined, *found.span("sentence"))
             yield from visit(child, inner)
 
-    sentences = list(visit(tree, module))
+    try:
+        sentences = list(visit(tree, module))
+    except RecursionError:
+        return
     yield from (sentence for sentence in sentences if times[sentence.name] == 1)
 
 

@@ -458,7 +458,7 @@ def rivals(args: argparse.Namespace) -> None:
 
 
 def ratios(args: argparse.Namespace) -> None:
-    """Loss and reading of each rival by ratio; those without a memory are level lines."""
+    """Loss and reading of each rival by ratio; `none` and `full` are level lines."""
     scores = content_of(args.file, "runs")
     figure, axes = find_pyplot().subplots(1, 2, figsize=(13, 5), layout="constrained")
     panels = (
@@ -520,9 +520,9 @@ def main(argv: list[str] | None = None) -> None:
         with errors_in_one_line("figures.py", "--bytes"):
             check_writable(args.out)
             args.draw(args)
+            print(args.out)
     except KeyboardInterrupt:
         sys.exit(130)
-    print(args.out)
 
 
 if __name__ == "__main__":

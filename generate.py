@@ -82,7 +82,7 @@ class Session:
     @property
     def cache_entries(self) -> int:
         """Entries held per sequence after t bytes: floor(t/n) m + 1 + t mod n; "full": t + 1;
-        "none": 1 + t mod n."""
+        "none": 1 + t mod n; "prompt", of S sketched chunks: S m + 1 + t - S n."""
         return self.entries
 
     @property
@@ -308,7 +308,7 @@ def read_back(model: Vist2, text: bytes, batch: int = 64) -> bytes:
     chunks = as_rows(text[: len(text) // n * n]).view(-1, n)
     read = []
     for group in chunks.split(batch):
-        session = Session(model, len(group))
+        session = Session(model, len(group), capacity=2 * n)
         logits = session.prefill(group, READ)
         read.append(torch.stack(list(write(session, logits, n, 0.0, None, 0)), dim=1).cpu())
     return bytes(torch.cat(read).flatten().tolist()) if read else b""
@@ -392,7 +392,7 @@ def held_prompt(prompt: bytes, chunks: int, n: int) -> bytes:
 
 
 def held_context(context: bytes, model: Vist2, info: dict, checkpoint: str) -> bytes:
-    """The end of a context, as long as training saw. Raises ValueError for a model that never
+    """The end of a context, as long as training could see. Raises ValueError for a model that never
     learned to answer."""
     if not info.get("far"):
         raise ValueError(
@@ -435,12 +435,13 @@ def exit_if_out_of_memory(program: str, setting: str, error: RuntimeError) -> No
 @contextlib.contextmanager
 def errors_in_one_line(program: str, setting: str, *more: type[Exception]):
     """Exit with one clear line for what a user can get wrong, `more`, and a want of memory; with
-    none where the reader of standard output, `head` say, has seen enough."""
+    none where the reader of what is printed, `head` say, has seen enough."""
     try:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as a shell has it of a program that a closed pipe has ended
     except (OSError, ValueError, *more) as error:
         sys.exit(f"{program}: {error}")
     except RuntimeError as error:
@@ -467,8 +468,8 @@ def find_checkpoint(given: str | None, asks: bool) -> str:
 
 def check_writable(path: str | None) -> None:
     """Raises ValueError where no file can be written."""
-    if path and (Path(path).is_dir() or not Path(path).parent.is_dir()):
-        raise ValueError(f"cannot write {path}, expected a file in a folder that is there")
+    if path and (Path(path).is_dir() or not os.access(Path(path).parent, os.W_OK)):
+        raise ValueError(f"cannot write {path}, expected a file in a folder that can be written to")
 
 
 def find_device(name: str) -> torch.device:
@@ -564,6 +565,8 @@ def run(args: argparse.Namespace) -> None:
     continues = args.ask is None and args.read is None
     if not continues and (args.samples > 1 or args.stats or args.history_chunks is not None):
         raise ValueError("--samples, --stats and --history-chunks are for continuing a text")
+    if args.read is not None and args.history:
+        raise ValueError("--history is not for --read, which reads sketches")
     args.checkpoint = find_checkpoint(args.checkpoint, asks=args.ask is not None)
     model, info = load_checkpoint(args.checkpoint, find_device(args.device))
     if args.bf16:

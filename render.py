@@ -26,15 +26,12 @@ from PIL import Image, ImageDraw, ImageFont
 PATCH = 16  # pixels, as in ViT-L/16
 PAGE = 4 * PATCH  # the width of a page in pixels
 CELLS = ((16, 8), (16, 4), (8, 4), (4, 4))
-LEAST_DISTANCE = 0.2  # between any two glyphs of one cell (Euclidean, ink in 0..1)
-
-
 KNOWN_CELLS = ", ".join(f"{h}x{w}" for h, w in CELLS)
 
 
 def check_cell(cell: tuple[int, int]) -> None:
     """Raises ValueError for a cell that is not one of CELLS."""
-    if tuple(cell) not in CELLS:
+    if cell not in CELLS:
         raise ValueError(
             f"cell {cell!r} is unknown, expected one of {KNOWN_CELLS} (height x width)"
         )

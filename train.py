@@ -64,9 +64,9 @@ class Stage:
     (`text`), or with sketches as the only past and chunks of a sixteenth, a quarter or the whole
     of the config's chunk length. They are quarters. The last are questions about a context, loss
     on responses only (see data.EXAMPLES); a context is 1 to `far` chunks and an open one, in every
-    fourth batch four times as many. Half of the batches are cut into chunks of a quarter: there
-    most questions cross a chunk's edge, as few do in long chunks. Spelling goes on: wherever
-    sketches are made, SPELLING times the loss of spelling them is added.
+    fourth batch four times as many. For `sketch` half of the batches are cut into chunks
+    of a quarter: there a chunk's edge cuts half of the questions, else one in eight. Spelling
+    goes on: wherever sketches are made, SPELLING times the loss of spelling them is added.
     """
 
     name: str
@@ -198,8 +198,8 @@ def batches(
             far = (1 + draw(rng, stage.far)) * (1 if draw(rng, 4) else 4)
             rows = max(1, round(share * size / ((far + 2) * config.chunk)))
             examples = [EXAMPLES[task](text, rng, config.chunk, far) for _ in range(rows)]
-        part = 1 if draw(rng, 2) else 1 / 4
-        yield task, share, instruct_batch(examples, chunk_of(part, config))
+        short = draw(rng, 2) == 0 and stage.reading  # the references do not read
+        yield task, share, instruct_batch(examples, chunk_of(1 / 4 if short else 1, config))
     if stage.reading:
         pairs = max(2, round(stage.reading * size / (2 * config.chunk)))
         rng = generator(seed, "reading", step)
@@ -747,10 +747,8 @@ def main(argv: list[str] | None = None) -> None:
         with errors_in_one_line("train.py", "--batch-bytes", ArithmeticError):
             run(args, out)
     except KeyboardInterrupt:
-        print(
-            f"\ntrain.py: stopped; {standing(out)} (the same command with --resume goes on)",
-            file=sys.stderr,
-        )
+        how = " (the same command with --resume goes on)" if (out / "model.pt").exists() else ""
+        print(f"\ntrain.py: stopped; {standing(out)}{how}", file=sys.stderr)
         sys.exit(130)
 
 
@@ -792,25 +790,26 @@ def run(args: argparse.Namespace, out: Path) -> None:
         compile=args.compile,
     )
     path, resumed, before = out / "model.pt", None, None
+    source = path if args.resume else Path(args.start or f"runs/{args.history}/model.pt")
     if args.resume:
-        before = resumed = read_checkpoint(path)
+        before = resumed = read_checkpoint(source)
         must_agree(path, resumed, settings)
     elif path.exists():
         raise ValueError(
             f"{path} is there already: --resume goes on with it, --out takes another folder"
         )
     elif args.stage == "instruct":
-        start = Path(args.start or f"runs/{args.history}/model.pt")
-        before = read_checkpoint(start)
-        must_agree(start, before, asdict(config) | {"history": args.history})
+        before = read_checkpoint(source)
+        was = before["config"] | before["info"]  # also of weights without settings, to be shared
+        must_agree(source, {"settings": was}, asdict(config) | {"history": args.history})
         done, steps = before["info"]["step"], before["info"]["steps"]
         if done < steps:
-            raise ValueError(f"{start} was stopped at step {done} of {steps}, expected a whole run")
+            raise ValueError(f"{source} was stopped at step {done} of {steps}, expected a whole run")
         if not args.instruct:
             check_examples(corpus, config)
 
     torch.manual_seed(args.seed)
-    model = (restore(before, path) if before else Vist2(config)).to(device)
+    model = (restore(before, source) if before else Vist2(config)).to(device)
     out.mkdir(parents=True, exist_ok=True)
     print(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {device}, "

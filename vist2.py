@@ -565,6 +565,8 @@ def read_checkpoint(path: str | Path, device="cpu") -> dict:
     try:
         content = torch.load(path, map_location=device, weights_only=True)
         known = content["format"] == FORMAT
+    except (OSError, torch.OutOfMemoryError):  # nothing is wrong with the file
+        raise
     except Exception:  # torch raises a dozen kinds, depending on where a file is broken
         raise ValueError(f"{path} is damaged or not a checkpoint of this project") from None
     if not known:

@@ -136,6 +136,8 @@ def test_sentences_are_those_of_docstrings_and_stand_in_the_source():
     }
     assert SOURCE[found["pack.age.Box"].defined :].startswith(b"class Box")
     assert list(data.first_sentences("topics/if", b"The if statement. It is\\n no Python")) == []
+    deep = b"x = " + b"+".join([b"1"] * 2000)  # can be parsed, but not walked
+    assert list(data.first_sentences("deep.py", deep)) == []
 
 
 @pytest.mark.parametrize("distance", [1, 2, 3])

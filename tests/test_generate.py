@@ -276,7 +276,7 @@ def test_a_reader_that_has_seen_enough_ends_a_program_without_a_word():
         [sys.executable, "-c", code], cwd=here, stdout=writer, stderr=subprocess.PIPE
     )
     os.close(writer)
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 @pytest.mark.parametrize(
@@ -307,6 +307,7 @@ def test_a_reader_that_has_seen_enough_ends_a_program_without_a_word():
         (["--ask", "", "--context", "tiny", "--stats"], "are for continuing a text"),
         (["--ask", "who?", "--context", "tiny", "--history-chunks", "9"], "are for continuing"),
         (["--read", "tiny", "--samples", "2"], "are for continuing a text"),
+        (["--read", "tiny", "--history", "full"], "--history is not for --read"),
         (["--read", "missing"], "missing is not there, expected a file"),
         (["--read", "tiny"], "at least one chunk"),
         (["--prompt-file", "missing"], "missing is not there, expected a file"),

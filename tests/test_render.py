@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 import render
-from render import CELLS, LEAST_DISTANCE, glyphs, patches_per_chunk
+from render import CELLS, glyphs, patches_per_chunk
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -13,7 +13,7 @@ def test_all_256_glyphs_are_distinct_by_the_stated_distance(cell):
     flat = glyphs(cell).flatten(1).double()
     assert flat.shape == (256, cell[0] * cell[1]) and flat.min() >= 0 and flat.max() <= 1
     distance = torch.cdist(flat, flat) + 99 * torch.eye(256)
-    assert distance.min() >= LEAST_DISTANCE
+    assert distance.min() >= 0.2  # Euclidean, ink in 0..1
 
 
 def test_a_page_is_the_same_on_every_machine():

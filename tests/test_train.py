@@ -11,7 +11,7 @@ import data
 import generate
 import train
 from data import load_corpus
-from vist2 import Config, Vist2, loss, read_checkpoint
+from vist2 import Config, Vist2, load_checkpoint, loss, read_checkpoint, save_checkpoint
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ def test_instructions_stopped_and_resumed_equal_the_unbroken_run(
     assert capsys.readouterr().out
 
 
-def test_an_example_shorter_than_a_chunk_can_be_learned_and_asked(start, tmp_path, capsys):
+def test_an_example_shorter_than_a_chunk_can_be_trained_on_and_asked(start, tmp_path, capsys):
     line = {"context": "", "prompt": "Hue?", "response": "red"}
     (tmp_path / "own.jsonl").write_text(json.dumps(line))
     (tmp_path / "context").write_bytes(b"")
@@ -225,7 +225,19 @@ def test_an_example_shorter_than_a_chunk_can_be_learned_and_asked(start, tmp_pat
     capsys.readouterr()
     ask = ["--ask", "Hue?", "--context", str(tmp_path / "context"), "--max-new-bytes", "5"]
     generate.main(["--checkpoint", str(folder / "model.pt"), *ask])
-    assert "never learned" not in capsys.readouterr().err
+    assert read_checkpoint(folder / "model.pt")["info"]["far"] == train.LONGEST
+    assert capsys.readouterr().out.endswith("\n")
+
+
+def test_weights_that_are_shared_without_settings_can_be_trained_further(start, tmp_path):
+    model, info = load_checkpoint(start("language", "--steps", "3") / "model.pt")
+    shared = tmp_path / "shared.pt"
+    save_checkpoint(shared, model.half(), info)
+    (tmp_path / "own.jsonl").write_text('{"context": "", "prompt": "Hue?", "response": "red"}')
+    own = ["--stage", "instruct", "--instruct", str(tmp_path / "own.jsonl"), "--steps", "2"]
+    with pytest.raises(SystemExit, match=r"cell was \(16, 4\), now it is \(8, 4\)"):
+        start("other", *own, "--start", str(shared), "--cell", "8x4")
+    assert len(log_of(start("own", *own, "--start", str(shared)))) >= 2
 
 
 def test_own_examples_take_the_place_of_the_generated_ones(start, tmp_path, capsys):
@@ -256,8 +268,12 @@ def test_references_answer_the_same_questions(sources, history):
         for stage in (ours, theirs)
     ]
     assert ours.instructions == theirs.instructions and len(ours.instructions) == 3
-    for task in ours.instructions:
-        assert torch.equal(drawn[0][task], drawn[1][task])
+    for task in ours.instructions:  # theirs in whole chunks
+        our, their = (side[task].flatten(1) for side in drawn)
+        length = min(our.shape[1], their.shape[1])
+        assert torch.equal(our[:, :length], their[:, :length])
+        assert not our[:, length:].any() and not their[:, length:].any()
+        assert drawn[1][task].shape[-1] == 16
 
 
 def test_each_row_of_the_curriculum_adds_up():
@@ -568,4 +584,5 @@ def test_an_early_end_says_truly_whether_anything_was_saved(start, monkeypatch, 
     monkeypatch.setattr(train, "load_corpus", broken)
     with pytest.raises(SystemExit):
         start("run")
-    assert "no checkpoint had been saved yet" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no checkpoint had been saved yet" in said and "--resume" not in said

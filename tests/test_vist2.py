@@ -297,6 +297,7 @@ def test_the_papers_sizes_can_be_counted_without_memory(name, decoder, encoder):
     [
         (dict(chunk=63), "chunk 63"),
         (dict(cell=(5, 5)), "cell .* is unknown"),
+        (dict(cell=[16, 4]), "cell .* is unknown"),
         (dict(cell=(8, 8)), "cell .* is unknown"),
         (dict(cell=(0, 4)), "cell .* is unknown"),
         (dict(width=0), "width is 0"),
@@ -321,6 +322,17 @@ def test_a_checkpoint_gives_the_same_model_back(model, tmp_path):
     again, loaded = load_checkpoint(tmp_path / "model.pt")
     assert loaded == info and again.config == model.config
     assert torch.equal(again(text := random_text()), model(text))
+
+
+def test_what_cannot_be_read_is_not_called_damaged(model, tmp_path, monkeypatch):
+    save_checkpoint(tmp_path / "model.pt", model, {})
+
+    def forbidden(*arguments, **more):
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(torch, "load", forbidden)
+    with pytest.raises(PermissionError, match="not yours"):
+        load_checkpoint(tmp_path / "model.pt")
 
 
 def test_a_kill_while_saving_leaves_the_old_checkpoint_whole(model, tmp_path, monkeypatch):
