@@ -50,6 +50,7 @@ from vist2 import Config, Vist2, load_checkpoint, places, visible
 TEXT, SKETCH = (0.40, 0.65, 0.90), (1.00, 0.62, 0.15)  # red, green, blue of what is looked at
 WIDTH = 816  # pixels of a picture
 GAP, LINE = 8, 26  # pixels between sketches, and of a line of words
+COLOURS = {"full": "C0", "sketch": "C1", "prompt": "C2"}  # of lines
 GLYPH = (12, 24)  # pixels, width and height, of a byte of the open chunk
 
 
@@ -295,8 +296,8 @@ def cache(args: argparse.Namespace) -> None:
     config = Config(layers=1)
     model, prompt, total = Vist2(config).eval(), 4 * config.chunk, 8 * config.chunk
     figure, axis = find_pyplot().subplots(figsize=(8, 4.4), layout="constrained")
-    sides = (("full", "C0", 0), ("prompt", "C2", prompt), ("sketch", "C1", 0))
-    for history, colour, begin in sides:
+    for history, begin in (("full", 0), ("prompt", prompt), ("sketch", 0)):
+        colour = COLOURS[history]
         session = Session(model, 1, history, total + config.chunk)
         session.prefill(torch.zeros(1, begin, dtype=torch.long))
         entries, sketches = [session.cache_entries], [0]
@@ -386,7 +387,7 @@ def reading(args: argparse.Namespace) -> None:
         axis.axvline(step, color="0.5", linestyle=":")
         axis.text(step, 0.02, f" {name}", rotation=90, color="0.3", va="bottom")
     axis.set(xlabel="steps", ylabel="share of bytes read right; of questions answered")
-    axis.legend(loc="center")
+    axis.legend(loc="center left", bbox_to_anchor=(0.14, 0.62))
     figure.savefig(args.out, dpi=100)
 
 
@@ -421,7 +422,7 @@ def costs(args: argparse.Namespace) -> None:
                 [row["bytes"] for row in rows],
                 [row[side + unit] for row in rows],
                 ".-",
-                color=f"C{SIDES.index(side)}",
+                color=COLOURS[side],
                 label=side,
             )
         axis.set(title=title, xlabel="bytes of text")
