@@ -270,7 +270,7 @@ def plain(text: Text, length: int, rng: torch.Generator) -> bytes:
 
 
 def recall_example(text: Text, rng: torch.Generator, chunk: int, far: int, distance: int = 0):
-    """Lines of `key=value`, about eight a chunk, in every fourth context two with text between
+    """Lines of `key=value`, about eight a chunk, in one context of four two with text between
     them, and up to TURNS questions for values. Or one question, about eight facts a chunk, for a
     value whose line begins `distance` chunks before the question's own. Raises ValueError if none
     does."""

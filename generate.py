@@ -468,7 +468,10 @@ def find_checkpoint(given: str | None, asks: bool) -> str:
 
 def check_writable(path: str | None) -> None:
     """Raises ValueError where no file can be written."""
-    if path and (Path(path).is_dir() or not os.access(Path(path).parent, os.W_OK)):
+    if path is None:
+        return
+    folder = Path(path).parent
+    if Path(path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ValueError(f"cannot write {path}, expected a file in a folder that can be written to")
 
 

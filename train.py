@@ -63,9 +63,9 @@ class Stage:
     pairs of a chunk and its copy. The others are language modelling: with all text visible
     (`text`), or with sketches as the only past and chunks of a sixteenth, a quarter or the whole
     of the config's chunk length. They are quarters. The last are questions about a context, loss
-    on responses only (see data.EXAMPLES); a context is 1 to `far` chunks and an open one, in every
-    fourth batch four times as many. For `sketch` half of the batches are cut into chunks
-    of a quarter: there a chunk's edge cuts half of the questions, else one in eight. Spelling
+    on responses only (see data.EXAMPLES); a context is 1 to `far` chunks and an open one, in one
+    batch of four four times as many. For `sketch` half of the batches are cut into chunks of a
+    quarter: there a chunk's edge cuts half of recall's questions, else one in eight. Spelling
     goes on: wherever sketches are made, SPELLING times the loss of spelling them is added.
     """
 

@@ -558,7 +558,8 @@ def save_checkpoint(path: str | Path, model: Vist2, info: dict, **more) -> None:
 def read_checkpoint(path: str | Path, device="cpu") -> dict:
     """The content of a checkpoint: plain types and tensors, never pickled code.
 
-    Raises ValueError for a file that is missing, truncated or not a checkpoint of this project.
+    Raises ValueError for a file that is missing, truncated or not a checkpoint of this project,
+    and OSError for one that cannot be read.
     """
     if not Path(path).is_file():
         raise ValueError(f"{path} is not there, expected a checkpoint that train.py has written")

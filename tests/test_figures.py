@@ -248,6 +248,7 @@ def test_every_score_of_the_rivals_is_drawn(drawn, tmp_path):
         (["trace", "some", "--checkpoint", "model.pt", "--out", "a.b"], "unknown file extension"),
         (["cells", "missing"], "missing is not there, expected a file"),
         (["cells", "some", "--out", "no/where.png"], "cannot write no/where.png"),
+        (["cells", "some", "--out", "some/in-a-file.png"], "cannot write some/in-a-file.png"),
         (["mask", "--out", "."], "cannot write ., expected a file"),
         (["position", "some"], "damaged or not a checkpoint"),
         (["reading", "none.jsonl"], "no reading there"),

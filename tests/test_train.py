@@ -293,9 +293,9 @@ def test_the_rate_warms_up_and_falls_at_the_end_or_with_instructions_all_the_way
 
 def test_contexts_are_1_to_far_chunks_and_now_and_then_four_times_as_many(sources):
     corpus, config = load_corpus(str(sources), 64), Config.preset("mini", chunk=16)
-    stage, lengths, cuts = train.Stage("recall alone", 1, recall=1, far=2), set(), []
+    stage, lengths, cuts = train.Stage("recall", 1, reading=1 / 8, recall=1, far=2), set(), []
     for step in range(60):
-        ((_, _, (text, *_)),) = train.batches(stage, config, corpus, 256, 0, step, 0)
+        (_, _, (text, *_)), _ = train.batches(stage, config, corpus, 256, 0, step, 0)
         at = (text[0] == data.QUESTION).flatten().nonzero()[0]
         lengths.add(int(at) // 16)
         cuts.append(text.shape[-1])
