@@ -344,6 +344,13 @@ def show(title: str, rows: Iterator[dict]) -> list[dict]:
     return kept
 
 
+def save_json(path: Path, content: dict) -> None:
+    """Write the whole file or none."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)
+
+
 def wins_from(rows: list[dict], better: Callable[[dict], bool]) -> int:
     """The least length from which on a row is better, 0 if the last is not."""
     wins = 0
@@ -485,13 +492,6 @@ def main(argv: list[str] | None = None) -> None:
             run(args)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def save_json(path: Path, content: dict) -> None:
-    """Write the whole file or none."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
 
 
 def processor() -> str:

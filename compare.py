@@ -304,7 +304,7 @@ def finished(
     path = out / "model.pt"
     resumed = read_checkpoint(path) if path.exists() else None
     if resumed:
-        must_agree(path, resumed, settings)
+        must_agree(path, resumed.get("settings", {}), settings)
     model = (restore(resumed, path, kind) if resumed else begin()).to(device)
     if not resumed or resumed["info"]["step"] < resumed["info"]["steps"]:
         try:

@@ -96,8 +96,8 @@ def moments(
     """The next `count` bytes, the likeliest each time, up to `stop`."""
     n = model.config.chunk
     session = Watched(model, 1, "sketch", capacity)
-    logits = session.prefill(as_rows(prompt))
-    for new in write(session, logits, count, 0.0, None, 0):
+    session.prefill(as_rows(prompt))
+    for new in write(session, session.logits, count, 0.0, None, 0):
         text = session.text[0, : session.count].clone()
         finished, rest = text.split([session.sketched * n, len(text) - session.sketched * n])
         yield Moment(

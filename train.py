@@ -626,10 +626,10 @@ def run_settings(config: Config, recipe: dict, history: str, plan: list[Stage], 
     return asdict(config) | recipe | {"history": history} | more | constants
 
 
-def must_agree(path: Path, content: dict, settings: dict) -> None:
-    """Raises ValueError if a checkpoint was made under other settings."""
+def must_agree(path: Path, before: dict, settings: dict) -> None:
+    """Raises ValueError if a checkpoint was made under other settings, `before`."""
     for name, value in settings.items():
-        was = content.get("settings", {}).get(name)
+        was = before.get(name)
         if was != value:
             raise ValueError(f"cannot go on from {path}: {name} was {was}, now it is {value}")
 
@@ -793,7 +793,7 @@ def run(args: argparse.Namespace, out: Path) -> None:
     source = path if args.resume else Path(args.start or f"runs/{args.history}/model.pt")
     if args.resume:
         before = resumed = read_checkpoint(source)
-        must_agree(path, resumed, settings)
+        must_agree(path, resumed.get("settings", {}), settings)
     elif path.exists():
         raise ValueError(
             f"{path} is there already: --resume goes on with it, --out takes another folder"
@@ -801,7 +801,7 @@ def run(args: argparse.Namespace, out: Path) -> None:
     elif args.stage == "instruct":
         before = read_checkpoint(source)
         was = before["config"] | before["info"]  # also of weights without settings, to be shared
-        must_agree(source, {"settings": was}, asdict(config) | {"history": args.history})
+        must_agree(source, was, asdict(config) | {"history": args.history})
         done, steps = before["info"]["step"], before["info"]["steps"]
         if done < steps:
             raise ValueError(f"{source} was stopped at step {done} of {steps}, expected a whole run")
