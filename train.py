@@ -710,7 +710,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     run.add_argument(
         "--start",
         metavar="FILE",
-        help="what instruct goes on from; default: runs/HISTORY/model.pt",
+        help="what instruct begins from; default: runs/HISTORY/model.pt",
     )
     run.add_argument(
         "--instruct",
@@ -772,8 +772,6 @@ def run(args: argparse.Namespace, out: Path) -> None:
             recipe[name] = given
     if args.stage == "language" and (args.start or args.instruct):
         raise ValueError("--start and --instruct are for --stage instruct")
-    if args.resume and args.start:
-        raise ValueError("--resume goes on from the run in --out, --start from another")
     corpus = load_corpus(args.data, config.chunks * config.chunk)
     if args.instruct:
         corpus.own = read_examples(args.instruct, LONGEST * config.chunk)
