@@ -559,17 +559,18 @@ def read_checkpoint(path: str | Path, device="cpu") -> dict:
     """The content of a checkpoint: plain types and tensors, never pickled code.
 
     Raises ValueError for a file that is missing, truncated or not a checkpoint of this project,
-    and OSError for one that cannot be read.
+    and OSError for one that cannot be opened.
     """
     if not Path(path).is_file():
         raise ValueError(f"{path} is not there, expected a checkpoint that train.py has written")
-    try:
-        content = torch.load(path, map_location=device, weights_only=True)
-        known = content["format"] == FORMAT
-    except (OSError, torch.OutOfMemoryError):  # nothing is wrong with the file
-        raise
-    except Exception:  # torch raises a dozen kinds, depending on where a file is broken
-        raise ValueError(f"{path} is damaged or not a checkpoint of this project") from None
+    with open(path, "rb") as file:
+        try:
+            content = torch.load(file, map_location=device, weights_only=True)
+            known = content["format"] == FORMAT
+        except torch.OutOfMemoryError:  # nothing is wrong with the file
+            raise
+        except Exception:  # torch raises a dozen kinds, OSError too, by where a file is broken
+            raise ValueError(f"{path} is damaged or not a checkpoint of this project") from None
     if not known:
         raise ValueError(f"{path} is a {content['format']!r}, expected a {FORMAT!r}")
     return content

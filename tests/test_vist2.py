@@ -324,15 +324,25 @@ def test_a_checkpoint_gives_the_same_model_back(model, tmp_path):
     assert torch.equal(again(text := random_text()), model(text))
 
 
-def test_what_cannot_be_read_is_not_called_damaged(model, tmp_path, monkeypatch):
+def test_what_cannot_be_opened_is_not_called_damaged(model, tmp_path, monkeypatch):
     save_checkpoint(tmp_path / "model.pt", model, {})
 
     def forbidden(*arguments, **more):
         raise PermissionError("not yours")
 
-    monkeypatch.setattr(torch, "load", forbidden)
+    monkeypatch.setattr("builtins.open", forbidden)
     with pytest.raises(PermissionError, match="not yours"):
         load_checkpoint(tmp_path / "model.pt")
+
+
+def test_a_checkpoint_cut_anywhere_is_damaged(model, tmp_path):
+    path = tmp_path / "model.pt"
+    save_checkpoint(path, model, {})
+    whole = path.read_bytes()
+    for kept in range(0, len(whole), len(whole) // 40):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(ValueError, match="damaged or not a checkpoint"):
+            load_checkpoint(path)
 
 
 def test_a_kill_while_saving_leaves_the_old_checkpoint_whole(model, tmp_path, monkeypatch):
