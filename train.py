@@ -97,10 +97,10 @@ class Stage:
     def instructions(self) -> dict[str, float]:
         return {task: getattr(self, task) for task in ASKED if getattr(self, task)}
 
-    def with_own_examples(self) -> "Stage":
-        """The user's examples in place of the generated ones."""
+    def with_own_examples(self, far: int) -> "Stage":
+        """The user's examples, of at most `far` chunks, in place of the generated ones."""
         none = dict.fromkeys(EXAMPLES, 0)
-        return replace(self, **none, own=sum(self.instructions.values()), far=LONGEST)
+        return replace(self, **none, own=sum(self.instructions.values()), far=far)
 
 
 ASKED = (*EXAMPLES, "own")
@@ -517,9 +517,12 @@ def train(
     out: Path,
     device: torch.device,
     resumed: dict | None = None,
+    seen: int = 0,
 ) -> dict:
     """Run the curriculum, or what is left of it, and return the info of the last checkpoint.
 
+    `resumed` is the checkpoint to go on with; `seen` the chunks of the longest context that the
+    model was asked about before.
     Writes out/model.pt and out/log.jsonl. Raises ArithmeticError for a loss that is not finite,
     the last good checkpoint as it was, and KeyboardInterrupt after a Ctrl-C, with all steps saved.
     """
@@ -547,7 +550,7 @@ def train(
             "seed": settings["seed"],
             "digest": corpus.digest,
             "corpus": corpus.name,
-            "far": plan[-1].farthest,
+            "far": max(seen, plan[-1].farthest),
         }
         save_checkpoint(
             out / "model.pt",
@@ -775,7 +778,8 @@ def run(args: argparse.Namespace, out: Path) -> None:
     corpus = load_corpus(args.data, config.chunks * config.chunk)
     if args.instruct:
         corpus.own = read_examples(args.instruct, LONGEST * config.chunk)
-        table = [stage.with_own_examples() for stage in table]
+        longest = max(len(example.context) for example in corpus.own)
+        table = [stage.with_own_examples(max(1, longest // config.chunk)) for stage in table]
     settings = run_settings(
         config,
         recipe,
@@ -815,7 +819,8 @@ def run(args: argparse.Namespace, out: Path) -> None:
         f"train on, {len(corpus.held_out.bytes):,} held out"
     )
     began = time.perf_counter()
-    info = train(model, corpus, settings, out, device, resumed)
+    seen = before["info"].get("far", 0) if before else 0
+    info = train(model, corpus, settings, out, device, resumed, seen)
     report(model, corpus, info)
     if table[-1].recall:
         report_answers(model, corpus, args.history)

@@ -226,19 +226,21 @@ def test_an_example_shorter_than_a_chunk_can_be_trained_on_and_asked(start, tmp_
     capsys.readouterr()
     ask = ["--ask", "Hue?", "--context", str(tmp_path / "context"), "--max-new-bytes", "5"]
     generate.main(["--checkpoint", str(folder / "model.pt"), *ask])
-    assert read_checkpoint(folder / "model.pt")["info"]["far"] == train.LONGEST
+    assert read_checkpoint(folder / "model.pt")["info"]["far"] == 1
     assert capsys.readouterr().out.endswith("\n")
 
 
 def test_weights_that_are_shared_without_settings_can_be_trained_further(start, tmp_path):
     model, info = load_checkpoint(start("language", "--steps", "3") / "model.pt")
     shared = tmp_path / "shared.pt"
-    save_checkpoint(shared, model.half(), info)
+    save_checkpoint(shared, model.half(), info | {"far": 5})
     (tmp_path / "own.jsonl").write_text('{"context": "", "prompt": "Hue?", "response": "red"}')
     own = ["--stage", "instruct", "--instruct", str(tmp_path / "own.jsonl"), "--steps", "2"]
     with pytest.raises(SystemExit, match=r"cell was \(16, 4\), now it is \(8, 4\)"):
         start("other", *own, "--start", str(shared), "--cell", "8x4")
-    assert len(log_of(start("own", *own, "--start", str(shared)))) >= 2
+    folder = start("own", *own, "--start", str(shared))
+    assert len(log_of(folder)) >= 2
+    assert read_checkpoint(folder / "model.pt")["info"]["far"] == 5  # seen before, and still
 
 
 def test_own_examples_take_the_place_of_the_generated_ones(start, tmp_path, capsys):
@@ -254,7 +256,8 @@ def test_own_examples_take_the_place_of_the_generated_ones(start, tmp_path, caps
     assert log_of(folder)[-1].keys() >= {"own", "whole", "reading"}
     assert not log_of(folder)[-1].keys() & data.EXAMPLES.keys()
     assert "answered exactly" not in capsys.readouterr().out
-    assert read_checkpoint(folder / "model.pt")["info"]["far"] == train.LONGEST
+    content = read_checkpoint(folder / "model.pt")  # it knows how long a context it has seen
+    assert content["info"]["far"] == len(fields[-1]["context"]) // content["config"]["chunk"] > 1
     path.write_text(path.read_text().replace("blue", "pink"))
     with pytest.raises(SystemExit, match="own was"):
         start("own", *instruct, "--resume")
