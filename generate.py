@@ -375,7 +375,7 @@ def stretch(text: bytes, lines: str | None) -> bytes:
         return text
     kept = text.splitlines(keepends=True)
     first, _, last = lines.partition("-")
-    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last) <= len(kept)):
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last) <= len(kept)):
         raise ValueError(f"--lines is {lines!r}, expected A-B with 1 <= A <= B <= {len(kept)}")
     return b"".join(kept[int(first) - 1 : int(last)])
 
@@ -549,8 +549,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.temperature is None:
         args.temperature = 0.8 if args.ask is None else 0.0
+    setting = "--samples or --history-chunks" if args.ask is None else "--max-new-bytes"
     try:
-        with errors_in_one_line("generate.py", "--samples or --history-chunks"):
+        with errors_in_one_line("generate.py", setting):
             run(args)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -159,9 +159,9 @@ def main(argv: list[str] | None = None) -> None:
             )
         drawn = text[: args.limit * max(args.chunk, 1)]
         contact_sheet(drawn, args.cell, args.chunk).save(args.out)
+        print(f"{args.out}: {len(drawn)} of {len(text)} bytes of {args.file}", flush=True)
     except (OSError, ValueError) as error:
         sys.exit(f"render.py: {error}")
-    print(f"{args.out}: {len(drawn)} of {len(text)} bytes of {args.file}")
 
 
 if __name__ == "__main__":
