@@ -14,14 +14,14 @@ There are no parameters here. The cell is the compression dial, and one that a p
 
 import argparse
 import functools
-import sys
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 from PIL import Image, ImageDraw, ImageFont
+
+from console import UserError, check_range, check_writable, command_line, one_line, read_file
 
 PATCH = 16  # pixels, as in ViT-L/16
 PAGE = 4 * PATCH  # the width of a page in pixels
@@ -30,11 +30,9 @@ KNOWN_CELLS = ", ".join(f"{h}x{w}" for h, w in CELLS)
 
 
 def check_cell(cell: tuple[int, int]) -> None:
-    """Raises ValueError for a cell that is not one of CELLS."""
+    """Raises UserError for a cell that is not one of CELLS."""
     if cell not in CELLS:
-        raise ValueError(
-            f"cell {cell!r} is unknown, expected one of {KNOWN_CELLS} (height x width)"
-        )
+        raise UserError(f"cell {cell!r} is unknown, expected one of {KNOWN_CELLS}")
 
 
 @functools.lru_cache
@@ -47,7 +45,7 @@ def glyphs(cell: tuple[int, int]) -> torch.Tensor:
     where a byte over 127 is never a letter by itself: it gets the bitmap of `byte - 128`, its top
     row flipped. Each bitmap is averaged over the area that a pixel of the cell covers.
 
-    Raises ValueError for a cell that is not one of CELLS.
+    Raises UserError for a cell that is not one of CELLS.
     """
     check_cell(cell)
     font = ImageFont.load_default_imagefont()
@@ -74,13 +72,13 @@ def fills_page(m: int) -> bool:
 def patches_per_chunk(n: int, cell: tuple[int, int]) -> int:
     """m, the patches that n bytes fill: a row of up to four, or whole rows of four.
 
-    Raises ValueError for an unknown cell, and where n bytes do not fill such a page.
+    Raises UserError for an unknown cell, and where n bytes do not fill such a page.
     """
     check_cell(cell)
     ratio = (PATCH // cell[0]) * (PATCH // cell[1])
     m = n // ratio
     if n % ratio or not fills_page(m):
-        raise ValueError(
+        raise UserError(
             f"chunk {n} does not divide into patches: at cell {cell[0]}x{cell[1]} expected "
             f"{ratio}, {2 * ratio}, {3 * ratio} or a multiple of {4 * ratio} bytes"
         )
@@ -109,59 +107,45 @@ def parse_cell(text: str) -> tuple[int, int]:
     raise argparse.ArgumentTypeError(f"cell {text!r} is unknown, expected one of {KNOWN_CELLS}")
 
 
-def read_bytes(path: str) -> bytes:
-    """The bytes of a file, or of standard input for '-'. Raises ValueError, or OSError."""
-    if path == "-":
-        return sys.stdin.buffer.read()
-    if not Path(path).exists():
-        raise ValueError(f"{path} is not there, expected a file, or - for standard input")
-    return Path(path).read_bytes()
-
-
-def enlarged(picture: Image.Image, times: int) -> Image.Image:
+def enlarge(picture: Image.Image, times: int) -> Image.Image:
     """Each pixel as a square of so many."""
     size = times * picture.width, times * picture.height
     return picture.resize(size, Image.Resampling.NEAREST)
 
 
 def contact_sheet(text: bytes, cell: tuple[int, int], chunk: int, columns: int = 4) -> Image.Image:
-    """The chunks of a text side by side, black on white, enlarged, in thin frames, to look at."""
-    patches_per_chunk(chunk, cell)  # raises ValueError before anything is drawn
+    """The sketches of a text side by side, black on white, in grey frames, enlarged."""
     text += b" " * (-len(text) % chunk)
     sketches = render(torch.tensor(list(text)).view(-1, chunk), cell)  # (N, H, W)
-    sketches = F.pad(1 - sketches, (2, 2, 2, 2), value=1.0)
-    sketches[:, 0], sketches[:, -1], sketches[:, :, 0], sketches[:, :, -1] = 0.7, 0.7, 0.7, 0.7
-    blank = torch.ones(-len(sketches) % columns, *sketches.shape[1:])
-    page = rearrange(torch.cat([sketches, blank]), "(r c) H W -> (r H) (c W)", c=columns)
-    return enlarged(Image.fromarray((255 * page).byte().numpy()), 3)
+    framed = F.pad(F.pad(1 - sketches, (1, 1, 1, 1), value=1.0), (1, 1, 1, 1), value=0.7)
+    blank = torch.ones(-len(framed) % columns, *framed.shape[1:])
+    page = rearrange(torch.cat([framed, blank]), "(r c) H W -> (r H) (c W)", c=columns)
+    return enlarge(Image.fromarray((255 * page).byte().numpy()), 3)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description="Draw a text as the model sees its past: one framed sketch a chunk.",
-    )
+    parser = argparse.ArgumentParser(description="Draw a text as the model sees its past.")
     parser.add_argument("file", help="any file, or - for standard input")
-    parser.add_argument("--out", default="sketch.png", help="where the picture goes (%(default)s)")
+    parser.add_argument("--out", default="sketch.png", help="the picture (%(default)s)")
     parser.add_argument(
         "--cell", type=parse_cell, default="16x4", help="16x8, 16x4, 8x4 or 4x4 (%(default)s)"
     )
     parser.add_argument("--chunk", type=int, default=64, help="bytes in one sketch (%(default)s)")
-    parser.add_argument(
-        "--limit", type=int, default=64, help="draw at most so many chunks (%(default)s)"
-    )
+    parser.add_argument("--limit", type=int, default=64, help="sketches at most (%(default)s)")
     args = parser.parse_args(argv)
-    try:
-        text = read_bytes(args.file)
-        if not text or args.limit < 1:
-            raise ValueError(
-                f"{args.file} has {len(text)} bytes, --limit is {args.limit}: "
-                "expected at least one byte and one chunk"
-            )
-        drawn = text[: args.limit * max(args.chunk, 1)]
-        contact_sheet(drawn, args.cell, args.chunk).save(args.out)
-        print(f"{args.out}: {len(drawn)} of {len(text)} bytes of {args.file}", flush=True)
-    except (OSError, ValueError) as error:
-        sys.exit(f"render.py: {error}")
+    with command_line("render.py", "--limit"):
+        check_range("--limit", args.limit, 1, 2**16)
+        check_range("--chunk", args.chunk, 1, 2**16)
+        patches_per_chunk(args.chunk, args.cell)  # raises UserError before anything is read
+        check_writable(args.out)
+        text = read_file(args.file, first=args.limit * args.chunk)
+        if not text:
+            raise UserError(f"{args.file} is empty, expected at least one byte")
+        try:
+            contact_sheet(text, args.cell, args.chunk).save(args.out)
+        except ValueError as error:  # Pillow's, for an ending that it does not know
+            raise UserError(f"cannot write {args.out}: {error}") from None
+        print(one_line(f"{args.out}: the first {len(text):,} bytes of {args.file}"))
 
 
 if __name__ == "__main__":

@@ -7,24 +7,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import curriculum
 import generate
-import train
 from vist2 import PRESETS, Config, Vist2
 
 # Small enough for seconds, odd enough to catch mixed-up axes.
-PRESETS["mini"] = dict(
-    chunks=4,
-    width=48,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_width=16,
-    mlp=96,
-    encoder_width=32,
-    encoder_layers=1,
-    encoder_heads=2,
-)
-train.DEFAULTS["mini"] = dict(steps=12, batch_bytes=512, lr=5e-3)
+PRESETS["mini"] = dict(chunks=4, width=48, layers=2, heads=4, kv_heads=2, head_width=16, mlp=96)
+PRESETS["mini"] |= dict(encoder_width=32, encoder_layers=1, encoder_heads=2)
+curriculum.DEFAULTS["mini"] = dict(steps=12, batch_bytes=512, lr=5e-3)
 
 
 @pytest.fixture(autouse=True)
@@ -56,25 +46,16 @@ def small_file(tmp_path) -> Path:
     return path
 
 
-@pytest.fixture
-def sources(tmp_path) -> Path:
-    """Thirty modules of documented functions."""
-    folder = tmp_path / "sources"
-    folder.mkdir()
-    for i in range(30):
-        functions = [
-            f'def f{i}_{k}(x):\n    """Return {i * k} times x."""\n    return {i * k} * x\n'
-            for k in range(50)
-        ]
-        (folder / f"module{i}.py").write_text("\n\n".join(functions))
-    return folder
-
-
 def piped(monkeypatch, arguments) -> bytes:
-    """What the command writes into a pipe."""
+    """What generate.py writes into a pipe."""
     with monkeypatch.context() as patch:
         out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
         patch.setattr(sys, "stdout", out)
         generate.main(arguments)
         out.flush()
         return out.buffer.getvalue()
+
+
+def info(**changes) -> dict:
+    """What a checkpoint says of a finished run."""
+    return {"step": 9, "steps": 9, "history": "sketch", "max_context": 0} | changes

@@ -1,11 +1,14 @@
 import hashlib
+import os
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import render
-from render import CELLS, glyphs, patches_per_chunk
+from console import UserError
+from render import CELLS, PATCH, check_cell, fills_page, glyphs, patches_per_chunk
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -47,25 +50,68 @@ def test_leading_axes_and_device_are_respected():
     assert render.render(chunks[..., :12], (16, 4)).shape == (3, 5, 16, 48)
 
 
-@pytest.mark.parametrize(
-    "n, cell, m", [(64, (16, 4), 16), (64, (4, 4), 4), (4, (16, 4), 1), (96, (8, 4), 12)]
-)
-def test_patches_fill_a_page(n, cell, m):
-    assert patches_per_chunk(n, cell) == m
+def test_a_page_is_a_row_of_up_to_four_patches_or_whole_rows_of_four():
+    assert [m for m in range(-4, 21) if fills_page(m)] == [1, 2, 3, 4, 8, 12, 16, 20]
 
 
-@pytest.mark.parametrize("n, cell", [(0, (16, 4)), (63, (16, 4)), (20, (16, 4)), (24, (4, 4))])
-def test_a_chunk_that_fills_no_page_is_refused(n, cell):
-    with pytest.raises(ValueError, match=f"chunk {n} does not divide"):
-        patches_per_chunk(n, cell)
+@pytest.mark.parametrize("cell", CELLS)
+def test_bytes_are_laid_out_if_they_fill_a_page_of_patches_and_refused_if_not(cell):
+    h, w = cell
+    ratio = (PATCH // h) * (PATCH // w)
+    for n in range(12 * ratio + 1):
+        if n % ratio == 0 and fills_page(n // ratio):
+            assert patches_per_chunk(n, cell) == n // ratio
+            height, width = render.render(torch.zeros(n, dtype=torch.long), cell).shape
+            assert (height // PATCH) * (width // PATCH) == n // ratio <= height // PATCH * 4
+        else:
+            with pytest.raises(UserError, match=f"chunk {n} does not divide into patches"):
+                patches_per_chunk(n, cell)
 
 
-def test_command_line_draws_any_bytes(tmp_path, capsys):
-    source, picture = tmp_path / "any", tmp_path / "sketch.png"
-    source.write_bytes(bytes(range(256)) + b"a rest")
-    render.main([str(source), "--out", str(picture), "--cell", "8x4"])
-    assert Image.open(picture).size == (3 * 4 * (64 + 4), 3 * 2 * (32 + 4))
-    assert "262 of 262 bytes" in capsys.readouterr().out
+def draw(tmp_path, text: bytes, *options) -> np.ndarray:
+    """The picture that the command line makes of a text, every pixel once."""
+    (tmp_path / "text").write_bytes(text)
+    render.main([str(tmp_path / "text"), "--out", str(tmp_path / "sketch.png"), *options])
+    return np.array(Image.open(tmp_path / "sketch.png"))[1::3, 1::3]
+
+
+def test_the_command_line_draws_any_bytes_in_framed_sketches_side_by_side(tmp_path, capsys):
+    text = bytes(range(256)) + b"a rest"
+    page = draw(tmp_path, text, "--cell", "8x4")
+    assert page.shape == (2 * (32 + 4), 4 * (64 + 4))
+    assert "sketch.png: the first 262 bytes of" in capsys.readouterr().out
+    fifth = page[36 + 2 : 36 + 34, 2:66]  # the rest, and spaces
+    chunk = torch.tensor(list(b"a rest".ljust(64)))
+    expected = 255 * (1 - render.render(chunk, (8, 4)))
+    assert np.array_equal(fifth, expected.byte().numpy())
+
+
+def test_a_picture_is_black_on_white(tmp_path):
+    page = draw(tmp_path, b" " * 63 + b"x")
+    sketch = page[2:66, 2:66]
+    assert (page[0, :68] < 255).all() and (page[0, :68] > 128).all()  # a grey frame
+    assert (sketch == 255).mean() > 0.98 and (sketch[-16:, -4:] < 128).any()
+
+
+@pytest.mark.parametrize("chunk", [16, 64, 128])
+def test_a_limit_counts_sketches_whatever_their_length(tmp_path, capsys, chunk):
+    page = draw(tmp_path, b"x" * 1000, "--chunk", str(chunk), "--limit", "5")
+    assert f"the first {5 * chunk} bytes" in capsys.readouterr().out
+    assert page.shape == (2 * (chunk + 4), 4 * (64 + 4))
+    assert (page[chunk + 6, 68 + 2 :] == 255).all()  # five sketches: three places stay blank
+
+
+def test_an_endless_device_is_drawn_as_far_as_the_limit_goes(tmp_path, capsys):
+    render.main(["/dev/zero", "--out", str(tmp_path / "zero.png"), "--limit", "2"])
+    assert "the first 128 bytes of /dev/zero" in capsys.readouterr().out
+
+
+def test_a_path_is_printed_without_what_could_move_a_cursor(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    source, picture = "\x1b[2J\u202etext", "a\nb.png"
+    (tmp_path / source).write_bytes(b"text")
+    render.main([source, "--out", picture])
+    assert capsys.readouterr().out == "a^Jb.png: the first 4 bytes of ^[[2J\\u202etext\n"
 
 
 @pytest.mark.parametrize(
@@ -73,21 +119,34 @@ def test_command_line_draws_any_bytes(tmp_path, capsys):
     [
         (["missing"], "missing is not there, expected a file"),
         (["empty"], "at least one byte"),
+        (["."], "Is a directory"),
         (["some", "--chunk", "63"], "chunk 63 does not divide"),
-        (["some", "--chunk", "0"], "chunk 0 does not divide"),
-        (["some", "--chunk", "-64"], "chunk -64 does not divide"),
-        (["some", "--out", "no/where.png"], "No such file"),
+        (["some", "--chunk", "24"], "chunk 24 does not divide"),
+        (["some", "--chunk", "0"], "--chunk is 0, expected 1 to 65,536"),
+        (["some", "--chunk", "-64"], "--chunk is -64"),
+        (["some", "--chunk", str(2**64)], f"--chunk is {2**64}"),
+        (["some", "--limit", "0"], "--limit is 0"),
+        (["some", "--limit", str(10**18)], f"--limit is {10**18}"),
+        (["some", "--out", "no/where.png"], "cannot write no/where.png, expected a file in"),
+        (["some", "--out", "."], "cannot write ., expected a file in"),
         (["some", "--out", "sketch.nothing"], "unknown file extension"),
-        (["some", "--cell", "9x9"], None),
     ],
 )
-def test_bad_input_gets_one_clear_line(tmp_path, monkeypatch, capsys, arguments, said):
+def test_bad_input_gets_one_clear_line_and_no_picture(tmp_path, monkeypatch, arguments, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").touch()
     (tmp_path / "some").write_bytes(b"text")
     with pytest.raises(SystemExit) as stopped:
         render.main(arguments)
-    if said is None:  # argparse has printed it
-        assert stopped.value.code == 2 and "9x9" in capsys.readouterr().err
-    else:
-        assert said in stopped.value.code and "\n" not in stopped.value.code
+    assert said in stopped.value.code and "\n" not in stopped.value.code
+    assert sorted(os.listdir(tmp_path)) == ["empty", "some"]
+
+
+def test_a_cell_that_is_not_known_is_refused_with_those_that_are(capsys):
+    with pytest.raises(SystemExit):
+        render.main(["some", "--cell", "9x9"])
+    known = "cell '9x9' is unknown, expected one of 16x8, 16x4, 8x4, 4x4"
+    assert known in capsys.readouterr().err
+    for cell in ((9, 9), (4, 16), [16, 4]):
+        with pytest.raises(UserError, match="is unknown, expected one of 16x8, 16x4, 8x4, 4x4"):
+            check_cell(cell)

@@ -1,0 +1,117 @@
+"""Who sees whom: chunks and their sketches in reading order, one rule, and attention by that rule.
+
+A mask is a function of what two tokens are, `may_attend`, and of nothing else. Attention never
+scores most of what it forbids: `plan_forward` derives from the rule which keys a block of queries
+needs. Shapes are those of vist2.py.
+"""
+
+import functools
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Layout(NamedTuple):
+    """The decoder's tokens in reading order; each field is (T,)."""
+
+    index: Tensor  # in reading order
+    position: Tensor  # in the text, for RoPE
+    chunk: Tensor  # of the token; all text without a sketch is one last chunk, S
+    is_sketch: Tensor
+
+
+def interleave(text: Tensor, sketches: Tensor, skip: int = 0) -> Tensor:
+    """Put text (B, N, n, ..) and the sketches (B, S, m, ..) of its first S chunks into reading
+    order, (B, T, ..): each chunk, then its sketch. Of the first `skip` chunks, as far as they have
+    sketches, the text is left out."""
+    S = sketches.shape[1]
+    skip = min(skip, S)
+    pairs = torch.cat([text[:, skip:S], sketches[:, skip:]], dim=2)
+    parts = (sketches[:, :skip], pairs, text[:, S:])
+    return torch.cat([part.flatten(1, 2) for part in parts], dim=1)
+
+
+def sketch_positions(chunks: Tensor, n: int, m: int) -> Tensor:
+    """Chunk indices (S,) -> (S, m): a sketch token stands where the last of its n / m bytes does,
+    so that a chunk's last one is the left neighbour of the next opening."""
+    return chunks[:, None] * n + (torch.arange(m, device=chunks.device) + 1) * (n // m) - 1
+
+
+def make_layout(N: int, n: int, m: int, S: int, skip: int = 0, device=None) -> Layout:
+    """What `interleave` makes of N chunks: input k of chunk i stands at position i n + k."""
+    text = torch.arange(N * n, device=device).view(1, N, n)
+    sketch = sketch_positions(torch.arange(S, device=device), n, m)[None]
+    [position] = interleave(text, sketch, skip)
+    [is_sketch] = interleave(torch.zeros_like(text), torch.ones_like(sketch), skip)
+    index = torch.arange(len(position), device=device)
+    return Layout(index, position, (position // n).clamp(max=S), is_sketch.bool())
+
+
+def may_attend(query: Layout, key: Layout) -> Tensor:
+    """Who sees whom: fields (.., Q, 1) and (K,) -> (.., Q, K) bool. Two rules:
+
+        nothing looks ahead;  a sketch is seen by all, a byte by the bytes of its own chunk
+
+    Two chunks of two bytes and one sketch token each, then a third chunk:
+
+                  t t s t t s t t      keys: text, sketch
+        chunk 0 t x . . . . . . .
+                t x x . . . . . .
+       sketch 0 s . . x . . . . .      a sketch sees sketches only: what it keeps of its chunk
+        chunk 1 t . . x x . . . .      is what the pixels show
+                t . . x x x . . .
+       sketch 1 s . . x . . x . .
+        chunk 2 t . . x . . x x .      the opening of chunk 2: two sketches are all its past
+                t . . x . . x x x
+    """
+    causal = key.index <= query.index
+    own_text = ~query.is_sketch & (query.chunk == key.chunk)
+    return causal & (key.is_sketch | own_text)
+
+
+# -------------------------------------------------------------------------------- attention
+
+QUERY_BLOCKS = 16  # at most
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, blocks: list[tuple] | None) -> Tensor:
+    """Softmax attention under a mask, without scoring most of what it forbids; causal if `blocks`
+    (see `plan_forward`) is None. q (B, H, T, D), k and v (B, KV, T, D) -> (B, H, T, D)."""
+    if blocks is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    sizes, seen = zip(*(mask.shape for _, mask in blocks), strict=True)
+    keys = torch.cat([keys for keys, _ in blocks])
+    k, v = (z.index_select(2, keys).split(seen, dim=2) for z in (k, v))
+    parts = zip(q.split(sizes, dim=2), k, v, blocks, strict=True)
+    attend = partial(F.scaled_dot_product_attention, enable_gqa=True)
+    return torch.cat([attend(q, k, v, attn_mask=mask) for q, k, v, (_, mask) in parts], dim=2)
+
+
+@functools.lru_cache(maxsize=64)
+@torch.compiler.assume_constant_result
+@torch.inference_mode(False)  # an evaluation may make what training uses
+def plan_forward(N: int, n: int, m: int, S: int, skip: int, rule: Callable, device):
+    """How N chunks are read of which S are sketched, under a rule such as `may_attend`: positions
+    of the decoder's tokens (T,), blocks of attention, and which tokens predict.
+
+    Queries are taken in blocks of a few whole chunks, each with the keys that some of its queries
+    see, (s,), and their mask, (t, s). Without sketches `may_attend` is what a plain GPT does.
+    """
+    layout = make_layout(N, n, m, S, skip, device)
+    outputs = (~layout.is_sketch & (layout.position >= skip * n)).nonzero().squeeze(1)
+    if S == 0 and rule is may_attend:
+        return layout.position, None, outputs
+    chunks = -(-(N - min(skip, S)) // QUERY_BLOCKS)
+    alone = min(skip, S) * m  # sketches of chunks without text
+    blocks = []
+    for queries in (layout.index[:alone], *layout.index[alone:].split(chunks * (n + m))):
+        if not len(queries):
+            continue
+        mask = rule(Layout(*(field[queries, None] for field in layout)), layout)
+        keys = mask.any(0).nonzero().squeeze(1)
+        blocks.append((keys, mask[:, keys]))
+    return layout.position, blocks, outputs
