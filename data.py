@@ -1,85 +1,63 @@
 """Text to learn from: a corpus that needs no download, and the batches of each task.
 
 The default corpus is the Python standard library's own sources and its language reference, about
-9 MB of code and English on every machine that can run this project. A batch is a function of
-the seed, the task and a running number: so a resumed run sees what an unbroken one does.
+9 MB of code and English on every machine that can run this project. A batch is a function of the
+seed, the task and the step: so a resumed run sees what an unbroken one does.
 """
 
-import ast
 import hashlib
 import json
 import os
 import platform
 import re
 import sysconfig
-import warnings
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
+from torch import Generator, Tensor
 
-from render import read_bytes
+from console import UserError, read_file, warn
 from vist2 import BYTES, READ, START
 
 HELD_OUT = 0.05  # share of the bytes
-# Tests and tables resemble each other across any split, topics are read apart, the rest is not
-# the library's own.
-LEFT_OUT = {
-    "test",
-    "tests",
-    "idlelib",
-    "encodings",
-    "pydoc_data",
-    "site-packages",
-    "dist-packages",
-}
+PIECES = 20  # that a lone file is cut into, and the fewest files that a split is made of
+# Tests and tables resemble each other across any split, topics are read apart, site-packages and
+# dist-packages are not the library's own.
+LEFT_OUT = {"test", "tests", "idlelib", "encodings", "pydoc_data"}
+LEFT_OUT |= {"site-packages", "dist-packages"}
 
 
 class Text:
     """Files end to end, and the windows that do not cross from one file into the next."""
 
-    def __init__(self, files: dict[str, bytes], window: int):
-        """Raises ValueError if no file holds a window of so many bytes."""
-        self.files = {name: file for name, file in files.items() if len(file) >= window}
-        if not self.files:
-            raise ValueError(f"no file is as long as one training window, {window} bytes")
-        self.bytes = torch.frombuffer(bytearray(b"".join(self.files.values())), dtype=torch.uint8)
+    def __init__(self, files: list[bytes], window: int):
+        self.bytes = torch.frombuffer(bytearray(b"".join(files)), dtype=torch.uint8)
         self.window = window
-        self.lengths = torch.tensor([len(file) for file in self.files.values()])
+        self.lengths = torch.tensor([len(file) for file in files])
         self.starts = self.lengths.cumsum(0) - self.lengths
 
-    def sample(self, rows: int, length: int, generator: torch.Generator) -> torch.Tensor:
-        """(rows, length) bytes from random places of files as long as that; every place is as
-        likely. Raises ValueError if no file is."""
-        places = (self.lengths - length + 1).clamp(min=0)
-        last = places.cumsum(0)  # of how many places each file is the last
-        if not last[-1]:
-            raise ValueError(f"no file is as long as an example's text, {length} bytes")
-        place = torch.randint(int(last[-1]), (rows,), generator=generator)
-        file = torch.searchsorted(last, place, right=True)
-        start = self.starts[file] + place - (last - places)[file]
+    def sample(self, rows: int, length: int, rng: Generator) -> Tensor:
+        """Sample (rows, length) bytes uniformly over all valid offsets. Raises UserError if no
+        file is long enough."""
+        offsets = (self.lengths - length + 1).clamp(min=0)  # in each file
+        ends = offsets.cumsum(0)
+        if not ends[-1]:
+            raise UserError(f"no file has the {length} bytes that an example takes")
+        drawn = torch.randint(int(ends[-1]), (rows,), generator=rng)
+        file = torch.searchsorted(ends, drawn, right=True)
+        start = self.starts[file] + drawn - (ends - offsets)[file]
         return self.bytes[start[:, None] + torch.arange(length)].long()
 
-    @cached_property
-    def sentences(self) -> list["Sentence"]:
-        """What the docstrings of all files begin with, as far as a question can ask for it."""
-        return [
-            found for name, file in self.files.items() for found in first_sentences(name, file)
-        ]
-
-    def windows(self) -> torch.Tensor:
+    def windows(self) -> Tensor:
         """(K, window) bytes: each file cut from its beginning, no overlap, its rest left out."""
-        starts = torch.cat(
-            [
-                start + torch.arange(0, length - self.window + 1, self.window)
-                for start, length in zip(self.starts.tolist(), self.lengths.tolist())
-            ]
-        )
-        return self.bytes[starts[:, None] + torch.arange(self.window)].long()
+        starts = [
+            start + torch.arange(0, length - self.window + 1, self.window)
+            for start, length in zip(self.starts.tolist(), self.lengths.tolist())
+        ]
+        return self.bytes[torch.cat(starts)[:, None] + torch.arange(self.window)].long()
 
 
 @dataclass
@@ -88,7 +66,7 @@ class Corpus:
     digest: str  # of the names and bytes of all files of at least one window
     train: Text
     held_out: Text
-    own: list["Example"] = field(default_factory=list)  # of the user
+    own_examples: list["Example"] = field(default_factory=list)  # the user's, shortest first
 
 
 def python_files() -> dict[str, bytes]:
@@ -106,25 +84,32 @@ def python_files() -> dict[str, bytes]:
 
 
 def user_files(path: Path) -> dict[str, bytes]:
-    """A file, or every file of a folder that is not hidden; fewer than 20 are each cut into 20."""
-    if path.is_dir():
-        names = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
-        files = {
-            name.as_posix(): (path / name).read_bytes()
-            for name in names
-            if not any(part.startswith(".") for part in name.parts)
-        }
-    elif path.is_file():
-        files = {path.name: path.read_bytes()}
-    else:
-        raise ValueError(f"{path} is not there, expected a file or a folder")
-    if len(files) >= 20:
-        return files
-    return {
-        f"{name}#{i:02}": text[i * len(text) // 20 : (i + 1) * len(text) // 20]
-        for name, text in files.items()
-        for i in range(20)
-    }
+    """A file, or every file of a folder that is not hidden. What is a link or cannot be read is
+    left out, and named."""
+    if path.is_file():
+        return {path.name: path.read_bytes()}
+    if not path.is_dir():
+        is_there = "is no file and no folder" if path.exists() else "is not there"
+        raise UserError(f"{path} {is_there}, expected a file or a folder")
+    files, left_out = {}, []
+    walk = os.walk(path, onerror=lambda error: left_out.append(error.filename))
+    for folder, folders, names in walk:
+        for name in sorted(folders + names):
+            entry = Path(folder, name)
+            if name.startswith("."):
+                continue
+            try:
+                if entry.is_file() and not entry.is_symlink():
+                    files[entry.relative_to(path).as_posix()] = entry.read_bytes()
+                elif entry.is_symlink() or not entry.is_dir():
+                    left_out.append(str(entry))
+            except OSError:
+                left_out.append(str(entry))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+    if left_out:
+        more = ", ..." * (len(left_out) > 3)
+        warn(f"left out, linked or unreadable: {len(left_out)} ({', '.join(left_out[:3])}{more})")
+    return files
 
 
 def load_corpus(path: str | None, window: int) -> Corpus:
@@ -132,74 +117,97 @@ def load_corpus(path: str | None, window: int) -> Corpus:
 
     Held out are the files whose names have the lowest hashes, until they make up HELD_OUT of the
     bytes; a file of more than twice that is never held out. Files shorter than a window are of no
-    use. Raises ValueError, or OSError for what cannot be read.
+    use; fewer than PIECES others are each cut into PIECES. Raises UserError, or OSError.
     """
     files = user_files(Path(path)) if path else python_files()
     name = path or f"Python {platform.python_version()} standard library"
     files = {key: text for key, text in files.items() if len(text) >= window}
+    if len(files) < PIECES:
+        files = {
+            f"{key}#{i:02}": text[i * len(text) // PIECES : (i + 1) * len(text) // PIECES]
+            for key, text in files.items()
+            for i in range(PIECES)
+            if len(text) >= PIECES * window
+        }
     share = HELD_OUT * sum(map(len, files.values()))
-    train = sorted(files, key=lambda key: hashlib.sha256(os.fsencode(key)).digest())
-    held_out: list[str] = []
-    for key in list(train):
-        if len(files[key]) <= 2 * share and sum(len(files[key]) for key in held_out) < share:
-            held_out.append(key)
-            train.remove(key)
+    order = sorted(files, key=lambda key: hashlib.sha256(os.fsencode(key)).digest())
+    held_out: dict[str, int] = {}  # bytes of each
+    size = 0
+    for key in order:
+        if len(files[key]) <= 2 * share and size < share:
+            held_out[key] = len(files[key])
+            size += held_out[key]
     if not held_out:
-        raise ValueError(
-            f"{name} is too short: expected 20 files of at least one training window, {window} "
-            f"bytes, or fewer files of 20 windows, {20 * window} bytes"
+        raise UserError(
+            f"{name} is too short: expected {PIECES} files of at least one training window, "
+            f"{window} bytes, or fewer files of {PIECES} windows, {PIECES * window} bytes"
         )
     digest = hashlib.sha256(
         b"".join(os.fsencode(key) + hashlib.sha256(files[key]).digest() for key in sorted(files))
     ).hexdigest()
-    return Corpus(
-        name,
-        digest[:16],
-        Text({key: files[key] for key in train}, window),
-        Text({key: files[key] for key in held_out}, window),
-    )
+    train = [files[key] for key in order if key not in held_out]
+    held = [files[key] for key in held_out]
+    return Corpus(name, digest[:16], Text(train, window), Text(held, window))
 
 
-def generator(*key) -> torch.Generator:
-    """A stream of random numbers of its own for each key, such as (seed, task, number)."""
+# ----------------------------------------------------------------------------------- batches
+
+
+class Batch(NamedTuple):
+    text: Tensor  # (B, N, n) bytes
+    openings: Tensor  # (B, N)
+    weights: Tensor  # (B, N, n), of each byte's loss
+    longest_context: int = 0  # bytes that a question is about
+
+    @property
+    def skip(self) -> int:
+        """Chunks before the first in which a byte counts."""
+        return int(self.weights.amax(dim=(0, 2)).nonzero()[0])
+
+
+def generator(*key) -> Generator:
+    """A stream of random numbers of its own for each key, such as (seed, task, step)."""
     seed = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(seed[:7], "big"))
+    return Generator().manual_seed(int.from_bytes(seed[:7], "big"))
 
 
-def language_batch(windows: torch.Tensor, chunk: int):
-    """Windows of text (B, N n), cut: text (B, N, n), openings (B, N) and weights like text."""
+def draw(rng: Generator, count: int) -> int:
+    """One of range(count)."""
+    return int(torch.randint(count, (), generator=rng))
+
+
+def language_batch(windows: Tensor, chunk: int) -> Batch:
+    """Windows of text (B, N n), cut into chunks; every byte counts."""
     text = rearrange(windows, "B (N n) -> B N n", n=chunk)
-    return text, torch.full(text.shape[:2], START), torch.ones(text.shape)
+    return Batch(text, torch.full(text.shape[:2], START), torch.ones(text.shape))
 
 
-def spelling_batch(text: Text, rows: int, chunk: int, rng: torch.Generator):
-    """Single chunks: text (rows, 1, chunk), openings (rows, 1) and weights like text. The first
-    half of the rows is uniformly random bytes, which nobody can guess, the rest text."""
+def spelling_batch(text: Text, rows: int, chunk: int, rng: Generator) -> Batch:
+    """Single chunks (rows, 1, chunk): one half uniformly random bytes, which nobody can guess, the
+    other text."""
     noise = torch.randint(BYTES, (rows // 2, chunk), generator=rng)
-    chunks = torch.cat([noise, text.sample(rows - rows // 2, chunk, rng)])[:, None]
-    return chunks, torch.full((rows, 1), START), torch.ones(chunks.shape)
+    return language_batch(torch.cat([noise, text.sample(rows - rows // 2, chunk, rng)]), chunk)
 
 
-def reading_batch(text: Text, rows: int, chunk: int, rng: torch.Generator):
-    """Pairs of such a chunk and READ with its copy: text (rows, 2, chunk), openings (rows, 2) and
-    weights like text, one on the copy."""
-    pairs = spelling_batch(text, rows, chunk, rng)[0].repeat(1, 2, 1)  # (rows, 2, chunk)
-    weights = torch.zeros(pairs.shape)
-    weights[:, 1] = 1
-    return pairs, torch.tensor([START, READ]).repeat(rows, 1), weights
+def reading_batch(text: Text, rows: int, chunk: int, rng: Generator) -> Batch:
+    """Pairs (rows, 2, chunk) of such a chunk and READ with its copy; the copy counts."""
+    pairs = spelling_batch(text, rows, chunk, rng).text.repeat(1, 2, 1)
+    weights = torch.tensor([0.0, 1.0])[:, None].expand(pairs.shape)
+    return Batch(pairs, torch.tensor([START, READ]).repeat(rows, 1), weights)
 
 
-# ------------------------------------------------------------------------------ instructions
+# --------------------------------------------------------------------------------- questions
 
 # ASCII's own enquiry, acknowledge and end of transmission say who speaks; each has its glyph.
 QUESTION, ANSWER, STOP = 0x05, 0x06, 0x04
 ROLE = re.compile(rb"[\x04-\x06]")
-KINDS = (b"0123456789", b"0123456789abcdef", b"abcdefghijklmnopqrstuvwxyz")  # of a fact's value
-VALUE = 4  # characters
-TURNS = 40  # questions for values in a row, at most
-PASSAGES = 4  # to repeat in a row, at most
+LETTERS = b"abcdefghijklmnopqrstuvwxyz"
+VALUES = (b"0123456789", b"0123456789abcdef", LETTERS)  # alphabets of a fact's value
+VALUE_LENGTH = 4
+MAX_TURNS = 40  # questions for values in a row
+MAX_PASSAGES = 4  # to repeat in a row
 QUOTED = 16  # characters of the line from which to repeat
-TRIES = 10_000  # to find a place to ask for
+TRIES = 10_000  # to find what can be asked for
 
 
 @dataclass(frozen=True)
@@ -219,192 +227,113 @@ class Example:
         return len(self.context) + sum(len(q) + len(r) + 3 for q, r in self.turns)
 
 
-def refuse_roles(text: bytes) -> None:
-    """Raises ValueError for text that holds a role's byte, which would be taken for a role."""
+def refuse_roles(text: bytes, start: int = 0) -> None:
+    """Raises UserError for text that holds a role's byte, which would be taken for a role.
+    start: of the text in its file."""
     found = ROLE.search(text)
     if found:
-        raise ValueError(
-            f"byte {found.start()} of the text is {found[0][0]:#04x}, which marks a role: "
+        raise UserError(
+            f"byte {start + found.start()} of the text is {found[0][0]:#04x}, which marks a role: "
             "expected text without the bytes 0x04, 0x05 and 0x06"
         )
 
 
-def asked(context: bytes, question: bytes) -> bytes:
+def question_prompt(context: bytes, question: bytes) -> bytes:
     """What a model reads before it answers."""
     return context + bytes([QUESTION]) + question + bytes([ANSWER])
 
 
-def instruct_batch(examples: list[Example], chunk: int):
-    """One example a row: text (B, N, n), openings (B, N), weights like text, one on the bytes of
-    responses and on the STOP after each, zero elsewhere. Shorter rows end in zeros."""
-    rows = []
+def question_batch(examples: list[Example], chunk: int) -> Batch:
+    """One example a row; responses and the STOP after each count. Shorter rows end in zeros."""
+    rows, counted = [], []
     for example in examples:
-        text, answers = example.context, []
+        text, weights = example.context, [0] * len(example.context)
         for question, response in example.turns:
-            text = asked(text, question)
-            answers.append((len(text), len(text) + len(response) + 1))
-            text += response + bytes([STOP])
-        rows.append((text, answers))
-    length = max(2, *(-(-len(text) // chunk) for text, _ in rows)) * chunk  # one sketch at least
-    batch, weights = torch.zeros(len(rows), length).long(), torch.zeros(len(rows), length)
-    for row, (text, answers) in enumerate(rows):
-        batch[row, : len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-        for first, last in answers:
-            weights[row, first:last] = 1
-    text, openings, _ = language_batch(batch, chunk)
-    return text, openings, weights.view_as(text)
+            text = question_prompt(text, question) + response + bytes([STOP])
+            weights += [0] * (len(text) - len(weights) - len(response) - 1)
+            weights += [1] * (len(response) + 1)
+        rows.append(text)
+        counted.append(weights)
+    length = max(2, *(-(-len(text) // chunk) for text in rows)) * chunk  # one sketch at least
+    padded = [list(text) + [0] * (length - len(text)) for text in rows]
+    text, openings, _, _ = language_batch(torch.tensor(padded), chunk)
+    weights = torch.tensor([w + [0] * (length - len(w)) for w in counted], dtype=torch.float32)
+    longest = max(len(example.context) for example in examples)
+    return Batch(text, openings, weights.view_as(text), longest)
 
 
-def draw(rng: torch.Generator, count: int) -> int:
-    """One of range(count)."""
-    return int(torch.randint(count, (), generator=rng))
-
-
-def plain(text: Text, length: int, rng: torch.Generator) -> bytes:
-    """Some stretch of the text without a role's byte."""
+def sample_without_roles(text: Text, length: int, rng: Generator) -> bytes:
     for _ in range(TRIES):
-        stretch = bytes(text.sample(1, length, rng)[0].tolist())
-        if not ROLE.search(stretch):
-            return stretch
-    raise ValueError("found no text without the bytes 0x04, 0x05 and 0x06, which mark roles")
+        drawn = bytes(text.sample(1, length, rng)[0].tolist())
+        if not ROLE.search(drawn):
+            return drawn
+    raise UserError("found no text without the bytes 0x04, 0x05 and 0x06, which mark roles")
 
 
-def recall_example(text: Text, rng: torch.Generator, chunk: int, far: int, distance: int = 0):
-    """Lines of `key=value`, about eight a chunk, in one context of four two with text between
-    them, and up to TURNS questions for values. Or one question, about eight facts a chunk, for a
-    value whose line begins `distance` chunks before the question's own. Raises ValueError if none
-    does."""
+def recall_example(text: Text, rng: Generator, chunk: int, chunks: int, distance=0) -> Example:
+    """Lines of `key=value`, about eight a chunk, in one context of four with text between them,
+    and up to MAX_TURNS questions for values. Or, given a distance, one question for a value whose
+    line begins so many chunks before the question's own. A context has `chunks` chunks and an open
+    one. Raises UserError if no fact fits."""
     for _ in range(TRIES):
-        size = far * chunk + draw(rng, chunk)
+        size = chunks * chunk + draw(rng, chunk)
         dense = distance or draw(rng, 4)
         context = bytearray()
         facts: dict[bytes, bytes] = {}
-        asked_for: list[bytes] = []  # keys
+        keys: list[bytes] = []  # to ask for
         while len(context) < size:
-            key = bytes(KINDS[2][draw(rng, 26)] for _ in range(1 + draw(rng, 3)))
-            kind = KINDS[draw(rng, len(KINDS))]
+            key = bytes(LETTERS[draw(rng, 26)] for _ in range(1 + draw(rng, 3)))
+            alphabet = VALUES[draw(rng, len(VALUES))]
             if key in facts:
                 continue
-            back = size // chunk - len(context) // chunk
-            facts[key] = bytes(kind[draw(rng, len(kind))] for _ in range(VALUE))
+            chunks_back = size // chunk - len(context) // chunk
+            facts[key] = bytes(alphabet[draw(rng, len(alphabet))] for _ in range(VALUE_LENGTH))
             context += key + b"=" + facts[key] + b"\n"
-            if len(context) <= size and distance in (0, back):
-                asked_for.append(key)
+            if len(context) <= size and distance in (0, chunks_back):
+                keys.append(key)
             if not dense:
-                context += plain(text, 1 + draw(rng, chunk // 2), rng) + b"\n"
-        if asked_for:
-            order = torch.randperm(len(asked_for), generator=rng)[: 1 if distance else TURNS]
-            turns = tuple((asked_for[i], facts[asked_for[i]]) for i in order.tolist())
+                context += sample_without_roles(text, 1 + draw(rng, chunk // 2), rng) + b"\n"
+        if keys:
+            order = torch.randperm(len(keys), generator=rng)[: 1 if distance else MAX_TURNS]
+            turns = tuple((keys[i], facts[keys[i]]) for i in order.tolist())
             return Example(bytes(context[:size]), turns)
-    raise ValueError(f"no fact fits {far} chunks of {chunk} bytes at distance {distance or 'any'}")
+    raise UserError(f"no fact fits {chunks} chunks of {chunk} bytes at distance {distance}")
 
 
-@dataclass(frozen=True)
-class Sentence:
-    """The first sentence of a docstring: bytes `start` to `end` of a file, about `name`, whose
-    definition begins at byte `defined`."""
-
-    file: str
-    name: str  # such as "shlex.shlex.get_token"
-    defined: int
-    start: int
-    end: int
-
-
-QUOTES = re.compile(
-    rb"""[rR]?("{3}|'{3}|"|')\s*(?P<sentence>[^\n\\\x04-\x06]{8,}?(?<!e\.g|i\.e)\.)(?=\s|\1)"""
-)
-
-
-def first_sentences(file: str, source: bytes) -> Iterator[Sentence]:
-    """Of each function and class whose docstring begins with a sentence on one line. A name that
-    is defined twice is left out: nobody could know which is meant."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a file's syntax
-            tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # no Python
-        return
-    lines = [0]
-    for line in source.splitlines(keepends=True):
-        lines.append(lines[-1] + len(line))
-    module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-    times: Counter[str] = Counter()  # that a name is defined
-
-    def visit(node: ast.AST, name: str) -> Iterator[Sentence]:
-        for child in ast.iter_child_nodes(node):
-            if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-                yield from visit(child, name)
-                continue
-            inner = f"{name}.{child.name}"
-            times[inner] += 1
-            if ast.get_docstring(child) is not None:
-                quoted = child.body[0].value
-                found = QUOTES.match(source, lines[quoted.lineno - 1] + quoted.col_offset)
-                if found:
-                    defined = lines[child.lineno - 1] + child.col_offset
-                    yield Sentence(file, inner, defined, *found.span("sentence"))
-            yield from visit(child, inner)
-
-    try:
-        sentences = list(visit(tree, module))
-    except RecursionError:
-        return
-    yield from (sentence for sentence in sentences if times[sentence.name] == 1)
-
-
-def docs_example(text: Text, rng: torch.Generator, chunk: int, far: int, distance: int = 0):
-    """A stretch of a module and the question what a function or class does, whose first sentence
-    begins `distance` chunks before the question's own (drawn from 1 to far if 0). Shorter at a
-    module's begin, longer for a long definition. Raises ValueError if there is no such place."""
-    distance = distance or 1 + draw(rng, far)
-    for _ in range(TRIES if text.sentences else 0):
-        found = text.sentences[draw(rng, len(text.sentences))]
-        begin = found.start - (far - distance) * chunk - draw(rng, chunk)
-        begin = max(0, min(begin, found.defined))
-        last = (found.start - begin) // chunk + distance
-        end = begin + last * chunk + draw(rng, chunk)
-        source = text.files[found.file]
-        context = source[begin:end]
-        if found.end <= end <= len(source) and not ROLE.search(context):
-            question = f"What does {found.name} do?".encode()
-            return Example(context, ((question, source[found.start : found.end]),))
-    raise ValueError("found no function with a docstring to ask for: expected Python sources")
-
-
-def repeat_example(text: Text, rng: torch.Generator, chunk: int, far: int, distance: int = 0):
-    """A stretch of text and up to PASSAGES questions to repeat it from a line on. Or one question,
-    for a line that begins `distance` chunks before the question's own. A response has a chunk's
-    length, or ends with the text. Raises ValueError if there is no such line."""
-    most = 1 if distance else PASSAGES
+def repeat_example(text: Text, rng: Generator, chunk: int, chunks: int, distance=0) -> Example:
+    """Text of `chunks` chunks and an open one, and up to MAX_PASSAGES questions to repeat a
+    chunk's length of it from a line on. Or, given a distance, one question, as in
+    `recall_example`. Raises UserError if there is no such line."""
+    most = 1 if distance else MAX_PASSAGES
     for _ in range(TRIES):
-        context = plain(text, far * chunk + draw(rng, chunk), rng)
+        context = sample_without_roles(text, chunks * chunk + draw(rng, chunk), rng)
         turns: list[tuple[bytes, bytes]] = []
-        for at in torch.randperm(far * chunk, generator=rng).tolist():
-            if context[at - 1 : at] != b"\n" or distance not in (0, far - at // chunk):
+        for start in torch.randperm(chunks * chunk, generator=rng).tolist():
+            if context[start - 1 : start] != b"\n":
                 continue
-            line = context[at : at + QUOTED].split(b"\n")[0]
-            if len(line.strip()) >= QUOTED // 2 and context.count(line) == 1:
-                turns.append((b"Repeat from: " + line, context[at : at + chunk]))
+            line = context[start : start + QUOTED].split(b"\n")[0]
+            found = len(line.strip()) >= QUOTED // 2 and context.count(line) == 1
+            if found and distance in (0, chunks - start // chunk):
+                turns.append((b"Repeat from: " + line, context[start : start + chunk]))
             if len(turns) == most:
                 break
         if turns:
             return Example(context, tuple(turns))
-    raise ValueError("found no line to repeat from: expected text in lines")
+    raise UserError("found no line to repeat from: expected text in lines")
 
 
-EXAMPLES = {"recall": recall_example, "docs": docs_example, "repeat": repeat_example}
+EXAMPLES = {"recall": recall_example, "repeat": repeat_example}
 FIELDS = ("context", "prompt", "response")
 
 
 def read_examples(path: str, longest: int) -> list[Example]:
     """A user's own examples, shortest first: a file of JSON objects, one a line, of three strings,
-    FIELDS. Raises ValueError, which names the line, for anything else, for a role's byte and for
+    FIELDS. Raises UserError, which names the line, for anything else, for a role's byte and for
     an example of more than `longest` bytes; OSError for what cannot be read."""
     examples = []
-    for number, line in enumerate(read_bytes(path).splitlines(), start=1):
+    for number, line in enumerate(read_file(path).splitlines(), start=1):
         try:
-            fields = json.loads(line)
+            fields = json.loads(line.decode())
             if not isinstance(fields, dict) or sorted(fields) != sorted(FIELDS):
                 raise ValueError(f"expected an object of {', '.join(FIELDS)}")
             if not all(isinstance(value, str) for value in fields.values()):
@@ -416,14 +345,14 @@ def read_examples(path: str, longest: int) -> list[Example]:
             if example.length > longest:
                 raise ValueError(f"{example.length} bytes in all, expected at most {longest}")
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number}: {error}") from None
+            raise UserError(f"{path}, line {number}: {error}") from None
         examples.append(example)
     if not examples:
-        raise ValueError(f"{path} is empty, expected a JSON object a line")
+        raise UserError(f"{path} is empty, expected a JSON object a line")
     return sorted(examples, key=lambda example: example.length)
 
 
-def alike(examples: list[Example], size: int, rng: torch.Generator) -> list[Example]:
+def sample_of_similar_length(examples: list[Example], size: int, rng: Generator) -> list[Example]:
     """One of a list that is sorted by length, and the next longer ones that `size` bytes hold."""
     first = last = draw(rng, len(examples))
     while last < len(examples) and examples[last].length * (last + 1 - first) <= size:

@@ -1,0 +1,169 @@
+"""The curriculum as a table, and the batches that a step of it takes.
+
+The model forgets how to read before it finds a use for it, unless four things hold: sketches and
+bytes share a code (`Vist2.predict_patch_bytes`); the history is learned where the model cannot do
+without it, in chunks as short as one patch; reading and spelling stay in the mix; and every step
+mixes all tasks of its stage in one gradient.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from data import (
+    EXAMPLES,
+    Batch,
+    Corpus,
+    draw,
+    generator,
+    language_batch,
+    question_batch,
+    reading_batch,
+    sample_of_similar_length,
+    spelling_batch,
+)
+from render import fills_page
+from vist2 import Config
+
+CHUNK_PARTS = {"sixteenth": 1 / 16, "quarter": 1 / 4, "whole": 1}  # of the config's chunk length
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What fills a step, in parts of --batch-bytes, which are also the weights of the losses.
+
+    `spelling` are single chunks: each sketch token names its bytes; `reading` are pairs of a chunk
+    and its copy. Language modelling comes in quarters: with all text visible (`text`), or with
+    sketches as the only past and chunks of a sixteenth, a quarter or the whole of the config's
+    chunk length. `recall`, `repeat` (see data.EXAMPLES) and the user's `own` are questions about a
+    context of up to `context` chunks, in one batch of four up to four times as many.
+    """
+
+    name: str
+    steps: int  # in the default run
+    spelling: float = 0
+    reading: float = 0
+    text: float = 0
+    sixteenth: float = 0
+    quarter: float = 0
+    whole: float = 0
+    recall: float = 0
+    repeat: float = 0
+    own: float = 0
+    context: int = 0
+
+    def shares(self, *tasks: str) -> dict[str, float]:
+        """Those of the tasks that this stage has."""
+        return {task: getattr(self, task) for task in tasks if getattr(self, task)}
+
+    @property
+    def language(self) -> dict[str, float]:
+        return self.shares("text", *CHUNK_PARTS)
+
+    @property
+    def questions(self) -> dict[str, float]:
+        return self.shares(*EXAMPLES, "own")
+
+    def with_own_examples(self) -> "Stage":
+        """The user's examples in place of the generated ones."""
+        none = dict.fromkeys(EXAMPLES, 0)
+        return replace(self, **none, own=sum(self.questions.values()))
+
+
+# fmt: off
+CURRICULUM = (
+    #     name            steps  spelling  reading  text  sixteenth  quarter  whole
+    # 1: read sketches (OCR)
+    Stage("spelling",       300, 1,        0,       0,    0,         0,       0),
+    Stage("reading",        250, 0,        1,       0,    0,         0,       0),
+    # 2: optical language modelling
+    Stage("mixed chunks",  2600, 0,        1/8,     1/4,  1/4,       1/4,     1/4),
+    Stage("whole chunks",  2400, 0,        1/8,     0,    0,         0,       1),
+)
+# 3: instructions, --stage instruct
+INSTRUCT = (
+    Stage("near",     300, reading=1/8, whole=1/4, recall=3/4, repeat=1/4, context=2),
+    Stage("farther",  500, reading=1/8, whole=1/4, recall=3/4, repeat=1/4, context=4),
+    Stage("far",     3200, reading=1/8, whole=3/4, recall=3/4, repeat=1/4, context=8),
+)
+# What a run of each preset takes if nothing is said; lr is Muon's.
+DEFAULTS = {
+    "tiny": dict(batch_bytes=2**11, lr=5e-3),
+    "small": dict(batch_bytes=2**15, lr=3e-3),
+}
+# fmt: on
+TABLES = {"language": CURRICULUM, "instruct": INSTRUCT}
+INSTRUCT_RATE = 0.8  # learning rate, of what language modelling takes
+MAX_OWN_CHUNKS = 40  # of an example that a user gives
+
+
+def count_steps(stages) -> int:
+    return sum(stage.steps for stage in stages)
+
+
+def scale_stages(table: tuple[Stage, ...], history: str, steps: int) -> list[Stage]:
+    """A table in about so many steps: stages without language take what they need, up to a third
+    of the run; the others take the rest.
+
+    The references `full` and `none` take the same windows of text and the same questions in as
+    many steps, and skip what makes no sense for them: spelling, reading, and short chunks.
+    """
+    without = count_steps(stage for stage in table if not stage.language)
+    kept = min(without, steps / 3)
+    scale = {True: (steps - kept) / (count_steps(table) - without), False: kept / max(1, without)}
+    scaled = [
+        replace(stage, steps=max(1, round(stage.steps * scale[bool(stage.language)])))
+        for stage in table
+    ]
+    if history == "sketch":
+        return scaled
+    none = dict.fromkeys(("spelling", "reading", "text", *CHUNK_PARTS), 0)
+    return [
+        replace(stage, **none | {"whole": sum(stage.language.values())})
+        for stage in scaled
+        if stage.language
+    ]
+
+
+def chunk_of(part: float, config: Config) -> int:
+    """A part of the config's chunk length: the longest up to it that makes pages of whole patches
+    and divides the whole."""
+    m = config.sketch_tokens
+    pages = [p for p in range(1, m + 1) if m % p == 0 and fills_page(p)]
+    return config.ratio * max(p for p in pages if p <= max(1, m * part))
+
+
+def sample_batches(
+    stage: Stage, config: Config, corpus: Corpus, settings, step: int, language_step: int
+) -> Iterator[tuple[str, float, Batch]]:
+    """Yield (task, share, batch) for each task of a step of `settings.batch_bytes`. Windows of
+    text depend on `settings.seed` and on `language_step`, which counts the steps with language
+    modelling, alone."""
+    text, n = corpus.train, config.chunk
+    size, seed = settings.batch_bytes, settings.seed
+    if stage.spelling:
+        rows = max(2, round(stage.spelling * size / n))
+        rng = generator(seed, "spelling", step)
+        yield "spelling", stage.spelling, spelling_batch(text, rows, n, rng)
+    if stage.language:
+        rows = 4 * max(1, round(size / text.window / 4))  # the table's shares are quarters
+        windows = text.sample(rows, text.window, generator(seed, "language", language_step))
+        counts = [round(share * rows) for share in stage.language.values()]
+        taken = windows[: sum(counts)].split(counts)
+        for (task, share), rows in zip(stage.language.items(), taken, strict=True):
+            yield task, share, language_batch(rows, chunk_of(CHUNK_PARTS.get(task, 1), config))
+    for task, share in stage.questions.items():
+        rng = generator(seed, task, step)
+        if task == "own":
+            examples = sample_of_similar_length(corpus.own_examples, share * size, rng)
+        else:  # of about one length, without the turns
+            chunks = (1 + draw(rng, stage.context)) * (1 if draw(rng, 4) else 4)
+            rows = max(1, round(share * size / ((chunks + 2) * n)))
+            examples = [EXAMPLES[task](text, rng, n, chunks) for _ in range(rows)]
+        # Half of the batches in short chunks: there a chunk's edge cuts half of the questions,
+        # else one in eight. The references, which do not read, have none.
+        short = draw(rng, 2) == 0 and stage.reading
+        yield task, share, question_batch(examples, chunk_of(1 / 4 if short else 1, config))
+    if stage.reading:
+        rows = max(2, round(stage.reading * size / (2 * n)))
+        rng = generator(seed, "reading", step)
+        yield "reading", stage.reading, reading_batch(text, rows, n, rng)

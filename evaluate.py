@@ -1,0 +1,146 @@
+"""What a model reaches on held-out files: bits per byte, reading, and recall by distance.
+
+Nothing here draws from a random state that training uses, so evaluating changes no training.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from console import one_line, printable
+from data import EXAMPLES, Batch, Corpus, Example, generator, question_batch, reading_batch
+from generate import generate, read_back
+from vist2 import Vist2, byte_losses
+
+DISTANCES = (1, 2, 3, 4, 5, 6, 7, 8, 16, 32)  # chunks
+QUESTIONS = 200  # at each distance
+WINDOWS = 64  # held out, that are evaluated for the log
+
+
+def to_device(batch: Batch, device: torch.device) -> list[Tensor]:
+    """Move tensors; to CUDA from pinned memory, so that nothing waits for the copy."""
+    pin = device.type == "cuda"
+    return [(t.pin_memory() if pin else t).to(device, non_blocking=pin) for t in batch[:3]]
+
+
+@torch.inference_mode()
+def held_out_bits(
+    model: Vist2, corpus: Corpus, history: str, count: int | None = None, shown=None
+) -> Tensor:
+    """Bits of each byte of the held-out windows (all, or the first `count`): (K, N, n).
+
+    shown: windows (K, N n) for the sketches to show in place of the text, as a control.
+    """
+    config, bits = model.config, []
+    windows = corpus.held_out.windows()[:count].view(-1, config.chunks, config.chunk)
+    for start in range(0, len(windows), 16):
+        text, memory = windows[start : start + 16].to(model.device), None
+        if shown is not None:
+            memory = model.compress(shown[start : start + 16].view_as(text).to(model.device))
+        logits = model(text, history=history, memory=memory)
+        bits.append(byte_losses(logits, text).cpu() / math.log(2))
+    return torch.cat(bits)
+
+
+def bits_by_position(bits: Tensor) -> Tensor:
+    """The mean at each position in a chunk, in the later half of a window: (K, N, n) -> (n,)."""
+    return bits[:, bits.shape[1] // 2 :].mean(dim=(0, 1))
+
+
+def summarize(bits: Tensor) -> dict[str, float]:
+    """Means of (K, N, n) bits: over all, and by position in a chunk in the later half."""
+    later = bits_by_position(bits)
+    result = {"bpb": bits.mean(), "position 0": later[0], "first 4": later[:4].mean()}
+    if len(later) > 16:
+        result["from 16 on"] = later[16:].mean()
+    return {name: value.item() for name, value in result.items()}
+
+
+@torch.inference_mode()
+def reading_accuracy(model: Vist2, corpus: Corpus, chunks: int) -> dict[str, float]:
+    """Share of bytes that READ gets right, teacher-forced, of as many chunks of noise and text."""
+    rng = generator("evaluation")
+    text, openings, *_ = reading_batch(corpus.held_out, 2 * chunks, model.config.chunk, rng)
+    groups = zip(text.to(model.device).split(32), openings.to(model.device).split(32))
+    right = torch.cat([model(t, o)[:, 1].argmax(-1) == t[:, 1] for t, o in groups]).float()
+    noise, real = right[:chunks].mean().item(), right[chunks:].mean().item()
+    return {"reading noise": noise, "reading text": real}
+
+
+def evaluate(model: Vist2, corpus: Corpus, history: str, count: int | None = None):
+    """Bits per byte on held-out windows (all, or the first `count`), and reading accuracy."""
+    bits = held_out_bits(model, corpus, history, count)
+    result = summarize(bits)
+    if history == "sketch":
+        result |= reading_accuracy(model, corpus, min(len(bits), 128))
+    return result
+
+
+@torch.inference_mode()
+def exact_match(model: Vist2, examples: list[Example], history: str) -> float:
+    """Share of examples, of one turn each, whose response and STOP are all the likeliest bytes
+    after the true ones before them: so what is written at temperature 0 is the response."""
+    right = 0
+    for first in range(0, len(examples), 16):
+        batch = question_batch(examples[first : first + 16], model.config.chunk)
+        text, openings, weights = to_device(batch, model.device)
+        predicted = model(text, openings, history, skip=batch.skip).argmax(-1)
+        wrong = (predicted != text[:, batch.skip :]) & (weights[:, batch.skip :] > 0)
+        right += (~wrong.flatten(1).any(dim=1)).sum().item()
+    return right / len(examples)
+
+
+def sample_questions(corpus: Corpus, chunk: int, distance: int, count: int) -> list[Example]:
+    """Fresh held-out questions, in contexts of eight chunks or of `distance`."""
+    rng, chunks = generator("evaluation", "recall", distance), max(8, distance)
+    sample = EXAMPLES["recall"]
+    return [sample(corpus.held_out, rng, chunk, chunks, distance) for _ in range(count)]
+
+
+def recall_by_distance(
+    model: Vist2, corpus: Corpus, history: str, farthest: int, count: int
+) -> dict[str, float]:
+    """Exact match of recall at each of DISTANCES up to `farthest`, `count` questions each."""
+    result = {}
+    for distance in DISTANCES:
+        if distance <= farthest:
+            questions = sample_questions(corpus, model.config.chunk, distance, count)
+            result[f"recall {distance}"] = exact_match(model, questions, history)
+    return result
+
+
+def evaluate_briefly(model: Vist2, corpus: Corpus, history: str, recalls: bool) -> dict:
+    """For the log."""
+    result = evaluate(model, corpus, history, WINDOWS)
+    if recalls:
+        result |= recall_by_distance(model, corpus, history, 8, QUESTIONS // 8)
+    return {name: round(value, 4) for name, value in result.items()}
+
+
+def report(model: Vist2, corpus: Corpus, info: dict) -> None:
+    """What a person wants to see at the end."""
+    history, n = info["history"], model.config.chunk
+    print("evaluating on all held-out files ...", flush=True)
+    print(
+        f"\nheld-out files of {corpus.name} (digest {corpus.digest}), history {history}, "
+        f"{info['step']} steps"
+    )
+    units = {
+        "reading noise": "of random bytes right, teacher-forced",
+        "reading text": "of text right, teacher-forced: some of it could be guessed",
+    }
+    for name, value in evaluate(model, corpus, history).items():
+        print(f"  {name:14} {value:6.3f} {units.get(name, 'bits per byte')}")
+    if info["max_context"]:
+        print(f"  values recalled exactly, {QUESTIONS} questions at each distance in chunks:")
+        for name, value in recall_by_distance(model, corpus, history, 32, QUESTIONS).items():
+            print(f"  {name:14} {value:6.3f}", flush=True)
+    window = bytes(corpus.held_out.windows()[0].tolist())
+    if history == "sketch":
+        print(f"\na chunk       |{one_line(window[:n])}|")
+        print(f"read from it  |{one_line(read_back(model, window[:n]))}|")
+    prompt = window[: len(window) // 2]
+    written = generate(model, prompt, len(window) // 2, temperature=0.8, history=history)
+    print(f"\nprompt: ...{printable(prompt[-2 * n :])}")
+    print(f"--- continued, at temperature 0.8:\n{printable(written)}")
