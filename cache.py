@@ -1,0 +1,173 @@
+"""The rolling kv cache: the past is kept as sketches while reading and while writing.
+
+The cache of each layer is one preallocated buffer and one write position:
+
+    [ sketch tokens of chunks 0..i-1 | START and bytes of the open chunk ]
+                                     ^ mark
+
+When a chunk's last byte arrives it is not fed as text: the chunk is rendered and encoded, the
+write position goes back to the mark, the sketch tokens are written over the bytes, the mark moves
+past them, and the next opening follows in the same pass. Forgetting is moving a pointer back.
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from console import UserError
+from mask import sketch_positions
+from vist2 import HISTORIES, START, Config, Vist2
+
+GROUP = 64  # chunks that are encoded at a time, which bounds what the encoder needs
+
+
+@torch.inference_mode()
+def generate_uncached(model: Vist2, prompt: bytes, max_new_bytes: int, history="sketch") -> bytes:
+    """Continue a prompt with the likeliest byte each time, by one whole forward for each: what a
+    session does, only faster."""
+    n, text = model.config.chunk, list(prompt)
+    for _ in range(max_new_bytes):
+        padded = text + [0] * (n - len(text) % n)  # nothing looks ahead
+        chunks = torch.tensor(padded, device=model.device).view(1, -1, n)
+        logits = model(chunks, history=history, prompt_chunks=len(prompt) // n)
+        text.append(logits.flatten(1, 2)[0, len(text)].argmax().item())
+    return bytes(text[len(prompt) :])
+
+
+# ------------------------------------------------------------------------------- the kv cache
+
+
+class KVCache:
+    """Keys and values of all layers: one buffer, made once, of which `length` entries are held."""
+
+    def __init__(self, config: Config, batch: int, capacity: int, weight: Tensor):
+        shape = (2, config.layers, batch, config.kv_heads, capacity, config.head_width)
+        self.buffer = torch.empty(shape, dtype=weight.dtype, device=weight.device)
+        self.length = 0
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> Tensor:
+        """Write (B, KV, T, D) after the entries held; return keys and values of all, with these,
+        (2, B, KV, length + T, D). All layers write at one `length`, which their caller moves."""
+        end = self.length + k.shape[2]
+        held = self.buffer[:, layer, :, :, :end]
+        held[0, :, :, self.length :], held[1, :, :, self.length :] = k, v
+        return held
+
+    def truncate(self, length: int) -> None:
+        """Forget all entries but the first `length`."""
+        self.length = length
+
+
+class Session:
+    """A batch of texts of equal length being read and written.
+
+    history: "sketch" turns every finished chunk into its sketch; "prompt" only the prompt's;
+    "full" keeps all text, "none" the open chunk's. capacity: bytes of text the cache is made for,
+    by default a training window. When it is reached, the oldest half of the chunks is dropped and
+    the rest prefilled anew, so that the cache always equals a fresh prefill of what it holds.
+
+    Raises UserError for an unknown history and for too small a capacity.
+    """
+
+    def __init__(
+        self, model: Vist2, batch: int = 1, history: str = "sketch", capacity: int | None = None
+    ):
+        n, m = model.config.chunk, model.config.sketch_tokens
+        capacity = model.config.chunks * n if capacity is None else capacity
+        if history not in HISTORIES:
+            raise UserError(f"history is {history!r}, expected one of {', '.join(HISTORIES)}")
+        if capacity < 2 * n:
+            raise UserError(f"capacity is {capacity} bytes, expected at least two chunks, {2 * n}")
+        self.model, self.history, self.capacity = model, history, capacity
+        entries = capacity // n * m + n if history == "sketch" else capacity + 1
+        self.cache = KVCache(model.config, batch, entries, model.head.weight)
+        self.text = torch.zeros(batch, capacity, dtype=torch.long, device=model.device)
+        self.count = self.sketched = 0  # bytes of text, chunks held as sketches
+
+    @property
+    def cache_entries(self) -> int:
+        """Entries held per sequence after t bytes: floor(t/n) m + 1 + t mod n; "full": t + 1;
+        "none": 1 + t mod n; "prompt", of S sketched chunks: S m + 1 + t - S n."""
+        return self.cache.length
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values held, over all layers and the batch."""
+        return self.cache.buffer[..., : self.cache.length, :].nbytes
+
+    def attend(self, layer: int, mask: Tensor | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend to all that the cache holds and to the new entries, of which none looks ahead.
+
+        The rule of `may_attend` is kept by what the cache holds: a finished chunk's text is gone.
+        """
+        keys, values = self.cache.append(layer, k, v)
+        causal = mask is None and q.shape[2] > 1
+        attention = partial(F.scaled_dot_product_attention, is_causal=causal, enable_gqa=True)
+        return attention(q, keys, values, attn_mask=mask)
+
+    @torch.inference_mode()
+    def _feed(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Append x (B, T, C) to the cache; logits (B, 256) after its last token."""
+        T, mask = x.shape[1], None  # a prefill is causal, and a single token sees all
+        if self.cache.length and T > 1:  # `is_causal` would align these to the top left
+            mask = torch.ones(T, self.cache.length + T, dtype=torch.bool, device=x.device)
+            mask = mask.tril(self.cache.length)
+        layers = range(self.model.config.layers)
+        x = self.model.decoder(x, positions, [partial(self.attend, i, mask) for i in layers])
+        self.cache.length += T
+        return self.model.head(x[:, -1])
+
+    @torch.inference_mode()
+    def _refill(self, text: Tensor, sketched: int, opening: int) -> Tensor:
+        """Start anew from text (B, T) of which so many leading chunks are held as sketches."""
+        (B, T), n, m = text.shape, self.model.config.chunk, self.model.config.sketch_tokens
+        self.text[:, :T] = text
+        self.count, self.sketched = T, sketched
+        self.cache.truncate(0)
+        openings = torch.full((B, 1), opening, device=text.device)
+        x = self.model.embed(torch.cat([openings, text[:, sketched * n :]], dim=1))
+        positions = torch.arange(sketched * n, T + 1, device=text.device)
+        if sketched and self.history != "none":
+            chunks = text[:, : sketched * n].reshape(B, sketched, n)
+            memory = [self.model.compress(group) for group in chunks.split(GROUP, dim=1)]
+            x = torch.cat([torch.cat(memory, dim=1).flatten(1, 2), x], dim=1)
+            of_sketches = sketch_positions(torch.arange(sketched, device=text.device), n, m)
+            positions = torch.cat([of_sketches.flatten(), positions])
+        return self._feed(x, positions)
+
+    def prefill(self, prompt: Tensor, opening: int = START) -> Tensor:
+        """Begin with a prompt: (B, T) bytes, 0 <= T < capacity -> (B, 256) next byte's logits.
+        `opening` comes before the first byte that is held as text."""
+        length = prompt.shape[1]
+        if length >= self.capacity:
+            raise UserError(f"the prompt is {length} bytes, expected under {self.capacity}")
+        sketched = 0 if self.history == "full" else length // self.model.config.chunk
+        return self._refill(prompt.to(self.text.device), sketched, opening)
+
+    @torch.inference_mode()
+    def step(self, new: Tensor) -> Tensor:
+        """Go on by one byte, after prefill: (B,) bytes -> (B, 256) logits of the byte after."""
+        n, m = self.model.config.chunk, self.model.config.sketch_tokens
+        keeps_text = self.history in ("full", "prompt")
+        self.text[:, self.count] = new
+        self.count += 1
+        if self.count == self.capacity:
+            dropped = -(-(self.count // n) // 2)  # chunks: the oldest half, rounded up
+            kept = self.text[:, dropped * n : self.count].clone()
+            sketched = max(0, self.sketched - dropped) if keeps_text else kept.shape[1] // n
+            return self._refill(kept, sketched, START)
+        position = torch.tensor([self.count], device=self.text.device)
+        if keeps_text or self.count % n:
+            return self._feed(self.model.embed(new.to(self.text.device)[:, None]), position)
+        opening = self.model.embed(torch.full((len(new), 1), START, device=self.text.device))
+        if self.history == "none":
+            self.cache.truncate(0)
+            return self._feed(opening, position)
+        finished = self.text[:, self.count - n : self.count]
+        memory = self.model.compress(finished[:, None])[:, 0]  # (B, m, C)
+        positions = sketch_positions(position // n - 1, n, m)[0]
+        self.cache.truncate(self.sketched * m)  # back to the mark: the chunk's text is gone
+        self.sketched += 1
+        return self._feed(torch.cat([memory, opening], 1), torch.cat([positions, position]))
