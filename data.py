@@ -19,7 +19,7 @@ import torch
 from einops import rearrange
 from torch import Generator, Tensor
 
-from console import UserError, read_file, warn
+from console import UserError, one_line, read_file, warn
 from vist2 import BYTES, READ, START
 
 HELD_OUT = 0.05  # share of the bytes
@@ -120,7 +120,7 @@ def load_corpus(path: str | None, window: int) -> Corpus:
     use; fewer than PIECES others are each cut into PIECES. Raises UserError, or OSError.
     """
     files = user_files(Path(path)) if path else python_files()
-    name = path or f"Python {platform.python_version()} standard library"
+    name = one_line(path) if path else f"Python {platform.python_version()} standard library"
     files = {key: text for key, text in files.items() if len(text) >= window}
     if len(files) < PIECES:
         files = {
@@ -239,7 +239,8 @@ def refuse_roles(text: bytes, start: int = 0) -> None:
 
 
 def question_prompt(context: bytes, question: bytes) -> bytes:
-    """What a model reads before it answers."""
+    """What a model reads before it answers. Raises UserError for a question with a role's byte."""
+    refuse_roles(question)
     return context + bytes([QUESTION]) + question + bytes([ANSWER])
 
 

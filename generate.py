@@ -112,7 +112,6 @@ def answer(model: Vist2, context: bytes, question: bytes, max_new_bytes: int, **
     that holds a role's byte. how: see generate."""
     check_range("--max-new-bytes", max_new_bytes, 0)
     refuse_roles(context)
-    refuse_roles(question)
     prompt = question_prompt(context, question)
     chunks = -(-(len(prompt) + max_new_bytes) // model.config.chunk) + 1  # nothing is dropped
     response = generate(model, prompt, max_new_bytes + 1, stop=STOP, history_chunks=chunks, **how)

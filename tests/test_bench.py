@@ -1,24 +1,26 @@
 import json
 import os
-import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 from conftest import make_model
 
-import bench
-from vist2 import Config, Vist2
+from experiments import bench, report
+from vist2 import Config
 
 
 @pytest.fixture
 def quick(monkeypatch, capsys):
     """Runs bench.py on a miniature: quick(*arguments) -> what it prints."""
     monkeypatch.setattr(bench, "SEGMENT", 64)
+    monkeypatch.setitem(bench.SIZES, "mini", Config.preset("mini"))
     monkeypatch.setattr(bench, "fresh_peak", lambda work, history, *rest: len(history) * 1.0)
 
     def quick(*arguments):
         bench.main(
-            ["--preset", "mini", "--device", "cpu", "--lengths", "64", "512", "--repeats", "1"]
+            ["--size", "mini", "--device", "cpu", "--lengths", "64", "512", "--repeats", "1"]
             + ["--written", "128", *arguments]
         )
         return capsys.readouterr().out
@@ -61,45 +63,38 @@ def test_the_cache_holds_what_the_formula_says_and_prompt_saves_nothing_while_wr
 @pytest.mark.parametrize("length", [64, 128, 16 * 65])
 def test_flops_are_those_counted_by_hand(length):
     config = Config.preset("mini", chunk=16)
-    with torch.device("meta"):
-        model = Vist2(config)
     n, m, C = 16, 4, config.width
-    weights = sum(p.numel() for p in model.decoder.blocks.parameters() if p.ndim == 2)
+    model = bench.make_model(config, "meta")
+    weights = sum(p.numel() for p in model.decoder.parameters() if p.ndim == 2)
     head = 2 * C * 256
     scores = 4 * config.layers * config.heads * config.head_width  # for one pair of tokens
+    chunk = torch.empty(1, 1, n, dtype=int, device="meta")
+    encoder = report.flops(lambda: model.compress(chunk))[0]
 
     def decoder(tokens, entries):
         return tokens * 2 * weights + head + tokens * entries * scores
 
-    full, sketch = (bench.count(model, history, length) for history in ("full", "sketch"))
+    full, sketch = (bench.count_deep(config, side, length, encoder) for side in ("full", "sketch"))
     T, S = length + 1, length // n * m + 1
     assert full["torch"] == decoder(T, T) and full["encoder"] == 0
     assert full["read"] == decoder(T, T) - T * T * scores / 2
-    chunks = torch.empty(1, length // n, n, dtype=int, device="meta")
-    assert sketch["encoder"] == bench.flops(lambda: model.remember(chunks))[0]
+    assert sketch["encoder"] == length // n * encoder > 0
     assert sketch["torch"] == decoder(S, S) + sketch["encoder"]
     text = torch.empty(1, length, dtype=int, device="meta")
-    assert sketch["torch"] == bench.flops(lambda: bench.prefill(model, "sketch", text))[0]
+    assert sketch["torch"] == report.flops(lambda: bench.prefill(model, "sketch", text))[0]
     assert sketch["read"] == decoder(S, S) - S * S * scores / 2 + sketch["encoder"]
     steps = [decoder(1, T + 1 + k) for k in range(n)]
     assert full["write"] == pytest.approx(sum(steps) / n)
     steps = [decoder(1, S + 1 + k) for k in range(n - 1)]
-    one = bench.flops(lambda: model.remember(torch.empty(1, 1, n, dtype=int, device="meta")))[0]
-    end = decoder(m + 1, S + m) + one
+    end = decoder(m + 1, S + m) + encoder
     assert sketch["write"] == pytest.approx((sum(steps) + end) / n)
     entry = 2 * config.layers * config.kv_heads * config.head_width * 4  # bytes
     assert (full["entries"], sketch["entries"]) == (T, S)
     assert full["cache"] == T * entry and sketch["cache"] == S * entry
-    for history, counted in (("full", full), ("sketch", sketch)):
-        deep = Config.preset("mini", chunk=16, layers=5, encoder_layers=3)
-        with torch.device("meta"):
-            whole = bench.count(Vist2(deep), history, length)
-        assert bench.count_deep(deep, history, length) == pytest.approx(whole)
-        assert bench.count_deep(config, history, length) == pytest.approx(counted)
 
 
 def test_the_papers_sizes_are_counted_beside_its_claims(monkeypatch, capsys):
-    monkeypatch.setattr(bench, "PAPER", ("0.6B",))
+    monkeypatch.setattr(bench, "PAPER", {"0.6B": bench.PAPER["0.6B"]})
     monkeypatch.setattr(bench, "PAPER_LENGTHS", [4096])
     tables = bench.count_paper((16, 4))
     printed = capsys.readouterr().out
@@ -122,17 +117,15 @@ def test_a_prompts_time_is_split_without_a_rest():
     assert parts == pytest.approx(row["sketch ms"])
 
 
-def killed(model, history, text):
-    os.kill(os.getpid(), signal.SIGKILL)  # as the system does when memory runs out
-
-
-def test_a_process_that_is_killed_gets_one_clear_line():
-    with pytest.raises(ValueError, match="history full of preset tiny at 64 bytes does not fit"):
-        bench.fresh_peak(killed, "full", 64, "tiny", (16, 4), "cpu")
+def test_a_process_that_is_killed_gets_one_clear_line(monkeypatch):
+    killed = subprocess.CompletedProcess([], returncode=-9)  # by the system, out of memory
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: killed)
+    with pytest.raises(bench.UserError, match="reading 64 bytes as tiny under full needs more mem"):
+        bench.fresh_peak("reading", "full", 64, "tiny", (16, 4), "cpu")
 
 
 def test_numbers_are_written_without_exponents():
-    assert [bench.written(x) for x in (0.12345, 12345.6, 12345, "at")] == [
+    assert [report.written(x) for x in (0.12345, 12345.6, 12345, "at")] == [
         "0.1235",
         "12,346",
         "12,345",
@@ -140,29 +133,40 @@ def test_numbers_are_written_without_exponents():
     ]
 
 
-def test_peak_memory_is_that_of_a_fresh_process():
+def test_peak_memory_is_that_of_a_fresh_process(monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     small, large = (
-        bench.fresh_peak(bench.prefill, "full", length, "tiny", (16, 4), "cpu")
+        bench.fresh_peak("reading", "full", length, "tiny", (16, 4), "cpu")
         for length in (64, 16384)
     )
     assert small < 32 and large > 64  # MiB: the cache of 16 Ki bytes alone
+    assert "GLIBC_TUNABLES" not in os.environ
 
 
-def test_break_even_is_where_winning_begins_for_good():
-    rows = [{"bytes": b, "won": won} for b, won in ((1, 1), (2, 0), (3, 1), (4, 1))]
-    assert bench.wins_from(rows, lambda row: row["won"]) == 3
-    assert bench.wins_from(rows[:2], lambda row: row["won"]) == 0
+def test_every_length_stands_in_break_even_once_and_where_its_own_speed_puts_it():
+    found = bench.break_even({512: 0.5, 1024: 1.3, 2048: 1.05, 4096: 1 / 1.05, 8192: 2.0})
+    assert found == {"faster": "1,024 8,192", "level": "2,048 4,096", "slower": "512"}
+    assert bench.break_even({64: 2.0})["slower"] == "never"
+
+
+def test_nothing_that_only_unix_has_is_needed_to_import_anything():
+    """resource, fcntl and msvcrt are imported where they are used."""
+    folder = os.path.dirname(os.path.dirname(bench.__file__))
+    names = [f"experiments.{name}" for name in ("bench", "compare", "figures")] + ["train"]
+    code = "import sys; sys.modules.update(resource=None, fcntl=None, pwd=None); import "
+    subprocess.run([sys.executable, "-c", code + ", ".join(names)], check=True, cwd=folder)
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--lengths", "100"], "--lengths is 100, expected 64 or a multiple"),
+        (["--lengths", "100"], "--lengths is 100, expected a multiple of 64"),
         (["--lengths", "0"], "--lengths is 0, expected"),
         (["--written", "65"], "--written is 65, expected"),
         (["--repeats", "0"], "--repeats is 0, expected"),
-        (["--lengths", str(2**36)], "GiB of weights and cache alone, this machine has"),
-        (["--preset", "huge"], "preset 'huge' is unknown"),
+        (["--lengths", str(10**9 // 64 * 64), "--size", "8B"], "GiB of weights and cache alone, here are"),
+        (["--lengths", str(2**36)], "--lengths is 68719476736, expected 64 to"),
+        (["--size", "huge"], "--size is 'huge', expected one of tiny, small"),
         (["--device", "abacus"], "device 'abacus' is not there"),
         (
             ["--json", "no/such/folder/cost.json"],

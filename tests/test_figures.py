@@ -4,14 +4,18 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import info
 from PIL import Image
 
-import figures
-import train
-from figures import SIDES, Moment, Watched, moment_picture, moments
+from common import save_checkpoint
+from data import load_corpus
+from evaluate import held_out_bits
+from experiments import figures
+from experiments.figures import SIDES, Moment, Watched, moment_picture, moments
 from generate import as_rows, generate
+from mask import Layout, make_layout, may_attend
 from render import CELLS, render
-from vist2 import Config, places, save_checkpoint, visible
+from vist2 import Config
 
 TEXT = b"the quick brown fox jumps over the lazy dog"
 
@@ -33,8 +37,7 @@ def drawn(monkeypatch):
 @pytest.fixture
 def checkpoint(model, tmp_path):
     path = tmp_path / "model.pt"
-    info = {"history": "sketch", "digest": "0", "corpus": "some", "far": 3}
-    save_checkpoint(path, model, info)
+    save_checkpoint(path, model, info(digest="0", corpus="some", max_context=63))
     return path
 
 
@@ -50,7 +53,7 @@ def test_what_a_trace_shows_is_what_attention_mixed(model):
         def attend(self, layer, mask, q, k, v):
             alike = v[:, :1].expand_as(v)  # so that the mean over heads mixes as each head does
             attended = super().attend(layer, mask, q, k, alike)
-            values = self.cache[1, layer, 0, 0, : self.entries + q.shape[2]]
+            values = self.cache.buffer[1, layer, 0, 0, : self.cache.length + q.shape[2]]
             mixed = attended[0, :, -1].mean(dim=0)
             torch.testing.assert_close(self.seen[layer] @ values, mixed)
             self.calls += 1
@@ -131,12 +134,11 @@ def test_a_trace_is_drawn_and_a_gif_has_a_frame_for_each_byte(checkpoint, tmp_pa
 def test_the_mask_that_is_drawn_is_the_one_in_use(drawn, tmp_path):
     figure = drawn("mask", "--out", tmp_path / "mask.png")
     for axis, S in zip(figure.axes, (0, 2, 3)):
-        ids, _ = places(4, 4, 1, S)
-        order = sorted(range(ids.shape[1]), key=lambda place: ids[:, place].tolist())
+        layout = make_layout(4, 4, 1, S)
         red, _, blue = torch.tensor(axis.images[0].get_array().tolist()).unbind(-1)
-        seen = visible(ids[:, order], ids[:, order])
+        seen = may_attend(Layout(*(field[:, None] for field in layout)), layout)
         assert torch.equal((red < 1) | (blue < 1), seen)
-        assert torch.equal(blue < red, seen & (ids[1, order] == 1))  # orange: a sketch token
+        assert torch.equal(blue < red, seen & layout.is_sketch)  # orange: a sketch token
     names = [label.get_text() for label in figure.axes[2].get_yticklabels()]
     assert names == [f"{kind} {i}" for i in range(4) for kind in ("chunk", "sketch")][:-1]
 
@@ -162,18 +164,18 @@ def test_cells_show_the_same_bytes_at_each_ratio(tmp_path):
         assert abs(1 - seen / 255 - ink)[:, 1:].max() < 0.3  # black is at most half covered
 
 
-def test_loss_by_place_is_drawn_for_files_that_no_model_was_trained_on(
+def test_loss_by_position_is_drawn_for_files_that_no_model_was_trained_on(
     drawn, model, small_file, tmp_path
 ):
-    corpus = train.load_corpus(str(small_file), 64)
+    corpus = load_corpus(str(small_file), 64)
     for history in ("sketch", "none"):
         (tmp_path / history).mkdir()
-        info = {"history": history, "digest": corpus.digest, "corpus": corpus.name}
-        save_checkpoint(tmp_path / history / "model.pt", model, info)
+        about = info(history=history, digest=corpus.digest, corpus=corpus.name)
+        save_checkpoint(tmp_path / history / "model.pt", model, about)
     paths = [str(tmp_path / history / "model.pt") for history in ("sketch", "none")]
     figure = drawn("position", *paths, "--data", small_file, "--out", tmp_path / "p.png")
     for history, path in zip(("sketch", "none"), paths):
-        expected = train.held_out_bits(model, corpus, history)[:, 2:].mean(dim=(0, 1))
+        expected = held_out_bits(model, corpus, history)[:, 2:].mean(dim=(0, 1))
         curve = torch.tensor(lines_of(figure)[path])[:, 1]
         torch.testing.assert_close(curve, expected)
     other = tmp_path / "other.txt"
@@ -226,9 +228,9 @@ def test_every_score_of_the_rivals_is_drawn(drawn, tmp_path):
     measured.write_text(json.dumps({"runs": scores}))
     by_seed = drawn("rivals", measured, "--out", tmp_path / "rivals.png")
     by_ratio = drawn("ratios", measured, "--out", tmp_path / "ratios.png")
-    gaps, places = (lines_of(by_seed, panel) for panel in (0, 1))
+    gaps, positions = (lines_of(by_seed, panel) for panel in (0, 1))
     assert gaps["gap all %"] == [[1 - 1 / 5, 50]] * 2
-    assert places == {"none": [[0, 3], [1, 1]], "conv": [[0, 3], [1, 2]]}
+    assert positions == {"none": [[0, 3], [1, 1]], "conv": [[0, 3], [1, 2]]}
     bits, read = (lines_of(by_ratio, panel) for panel in (0, 1))
     assert bits == {"none": [[4, 3], [8, 3]], "conv": [[4, 1.5], [8, 2.5]]}
     assert read == {"conv": [[4, 0.5], [8, 0.5]]}
@@ -238,14 +240,14 @@ def test_every_score_of_the_rivals_is_drawn(drawn, tmp_path):
     "arguments, said",
     [
         (["trace", "missing"], "missing is not there, expected a file"),
-        (["trace", "some", "--bytes", "0"], "--bytes is 0, expected 1 or more"),
+        (["trace", "some", "--bytes", "0"], "--bytes is 0, expected 1 to"),
         (["trace", "some", "--checkpoint", "missing"], "expected a checkpoint"),
         (["trace", "some", "--lines", "3-2"], "expected A-B"),
         (["trace", "some", "--ask", "x", "--checkpoint", "young.pt"], "never learned to answer"),
         (["trace", "roles", "--ask", "x", "--checkpoint", "model.pt"], "0x05, which marks a role"),
         (["trace", "some", "--ask", "\x06", "--checkpoint", "model.pt"], "0x06, which marks"),
         (["trace", "some", "--checkpoint", "other.pt"], "other.pt was trained under 'none'"),
-        (["trace", "some", "--checkpoint", "model.pt", "--out", "a.b"], "unknown file extension"),
+        (["trace", "some", "--checkpoint", "model.pt", "--out", "a.b"], "that ends in .png or .gif"),
         (["cells", "missing"], "missing is not there, expected a file"),
         (["cells", "some", "--out", "no/where.png"], "cannot write no/where.png"),
         (["cells", "some", "--out", "some/in-a-file.png"], "cannot write some/in-a-file.png"),
@@ -254,21 +256,30 @@ def test_every_score_of_the_rivals_is_drawn(drawn, tmp_path):
         (["reading", "none.jsonl"], "no reading there"),
         (["reading", "some"], "some is no log"),
         (["reading", "empty"], "empty: no reading there"),
-        (["costs", "model.pt"], "model.pt has no 'tables'"),
-        (["costs", "paper.json"], "paper.json has counts only"),
+        (["costs", "model.pt"], "model.pt is not what --json has written"),
+        (["costs", "paper.json"], "paper.json has no 'reading', expected what --json has written"),
+        (["costs", "edited.json"], "edited.json has no 'full ms'"),
+        (["costs", "list.json"], "list.json is not what --json has written"),
+        (["rivals", "words.json"], "words.json is not what --json has written: could not convert"),
+        (["ratios", "edited.json"], "edited.json has no 'runs'"),
         (["rivals", "eight.json"], "eight.json has no run at 4x"),
-        (["costs", "some"], "some has no 'tables', expected what --json has written"),
+        (["costs", "some"], "some is not what --json has written"),
         (["rivals", "none.jsonl"], "none.jsonl has no 'runs'"),
-        (["mask", "--out", "a.nothing"], "not supported"),
+        (["mask", "--out", "a.nothing"], "a.nothing, expected a name that ends in .png or .gif"),
+        (["mask", "--out", "mask"], "--out is mask, expected a name that ends in"),
     ],
 )
 def test_bad_input_gets_one_clear_line(checkpoint, model, tmp_path, monkeypatch, arguments, said):
     monkeypatch.chdir(tmp_path)
-    save_checkpoint("young.pt", model, {"history": "sketch"})
-    save_checkpoint("other.pt", model, {"history": "none"})
+    save_checkpoint("young.pt", model, info())
+    save_checkpoint("other.pt", model, info(history="none"))
     (tmp_path / "empty").touch()
     (tmp_path / "paper.json").write_text('{"tables": {"0.6B": []}}')
-    (tmp_path / "eight.json").write_text('{"runs": [{"rival": "conv", "ratio": 8}]}')
+    run = {"rival": "conv", "ratio": 8, "bpb": 2, "by position": [1, 2]}
+    (tmp_path / "eight.json").write_text(json.dumps({"runs": [run]}))
+    (tmp_path / "words.json").write_text(json.dumps({"runs": [run | {"bpb": "two"}]}))
+    (tmp_path / "edited.json").write_text('{"tables": {"reading": [{"bytes": 64}]}}')
+    (tmp_path / "list.json").write_text("[1]")
     if arguments[0] not in ("trace", "cells"):
         pytest.importorskip("matplotlib")
     (tmp_path / "some").write_bytes(b"text\n")

@@ -1,52 +1,53 @@
 """Pictures of all of it, one command each, from the real model, mask and cache.
 
-    python figures.py trace FILE                    where the model looks, while it writes on
-    python figures.py trace FILE --ask QUESTION     ... and while it answers
-    python figures.py mask                          who sees whom
-    python figures.py cache                         what is held while a text grows
-    python figures.py cells FILE                    64 bytes at each ratio
-    python figures.py position CHECKPOINT ...       loss by place in the chunk
-    python figures.py reading LOG ...               reading and recall over training
-    python figures.py costs FILE                    what bench.py --json has measured
-    python figures.py rivals FILE                   what compare.py --json has: gap closed
-    python figures.py ratios FILE                   ... and by bytes a memory token
+    python -m experiments.figures trace FILE            where the model looks, while it writes on
+                                  trace FILE --ask QUESTION     ... and while it answers
+                                  mask                  who sees whom
+                                  cache                 what is held while a text grows
+                                  cells FILE            64 bytes at each ratio
+                                  position CHECKPOINT ...       loss by position in the chunk
+                                  reading LOG ...       reading and recall over training
+                                  costs FILE            what bench --json has measured
+                                  rivals FILE           what compare --json has: gap closed
+                                  ratios FILE           ... and by bytes a memory token
 
-Each writes NAME.png, or --out. Pillow draws what is made of pixels; the rest takes matplotlib,
-which nothing else here needs (pip install matplotlib).
+Each writes NAME.png into the current folder, or --out. Pillow draws what is made of pixels; the
+rest takes matplotlib, which nothing else here needs (pip install matplotlib).
 """
 
 import argparse
 import json
 import os
 import statistics
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from einops import rearrange, repeat
 from PIL import Image, ImageDraw, ImageFont
 
-from data import STOP, load_corpus
+from cache import Session
+from common import load_checkpoint, open_model
+from console import UserError, check_range, check_writable, command_line, one_line, read_file
+from data import STOP, load_corpus, question_prompt
+from evaluate import bits_by_position, held_out_bits
+from experiments.bench import SIDES
 from generate import (
-    SIDES,
-    Session,
+    ANSWERS,
+    CHECKPOINT,
     as_rows,
-    check_writable,
-    errors_in_one_line,
-    find_checkpoint,
-    held_context,
-    held_prompt,
-    one_line,
-    question_about,
-    stretch,
+    fit_prompt,
+    read_context,
+    select_lines,
     write,
 )
-from render import CELLS, PATCH, enlarged, glyphs, patches_per_chunk, read_bytes, render
-from train import REFERENCES, by_position, held_out_bits
-from vist2 import Config, Vist2, load_checkpoint, places, visible
+from mask import Layout, make_layout, may_attend
+from render import CELLS, PATCH, enlarge, glyphs, patches_per_chunk, render
+from vist2 import Config, Vist2
 
+REFERENCES = ("none", "full")  # they have no ratio
 TEXT, SKETCH = (0.40, 0.65, 0.90), (1.00, 0.62, 0.15)  # red, green, blue of what is looked at
 WIDTH = 816  # pixels of a picture
 GAP, LINE = 8, 26  # pixels between sketches, and of a line of words
@@ -62,14 +63,14 @@ class Watched(Session):
     (entries,) tensor a layer, the mean over heads of what the softmax gives to each entry of the
     cache."""
 
-    def _append(self, x, positions):
+    def _feed(self, x, positions):
         self.seen: list[torch.Tensor] = []
-        self.logits = super()._append(x, positions)
+        self.logits = super()._feed(x, positions)
         return self.logits
 
     def attend(self, layer, mask, q, k, v):
         attended = super().attend(layer, mask, q, k, v)
-        keys = self.cache[0, layer, :, :, : self.entries + q.shape[2]]
+        keys = self.cache.buffer[0, layer, :, :, : self.cache.length + q.shape[2]]
         keys = repeat(keys, "B KV T D -> B (KV G) T D", G=q.shape[1] // keys.shape[1])
         scores = q[:, :, -1:] @ keys.mT / q.shape[-1] ** 0.5
         self.seen.append(scores.softmax(-1).mean(dim=1)[0, 0])
@@ -97,7 +98,7 @@ def moments(
     n = model.config.chunk
     session = Watched(model, 1, "sketch", capacity)
     session.prefill(as_rows(prompt))
-    for new in write(session, session.logits, count, 0.0, None, 0):
+    for new in write(session, session.logits, count):
         text = session.text[0, : session.count].clone()
         finished, rest = text.split([session.sketched * n, len(text) - session.sketched * n])
         yield Moment(
@@ -132,7 +133,7 @@ def sketch_picture(chunk: torch.Tensor, share: torch.Tensor, config: Config, zoo
     ink = render(chunk, config.cell)
     share = share.view(ink.shape[0] // PATCH, ink.shape[1] // PATCH)
     share = repeat(share, "row col -> (row h) (col w)", h=PATCH, w=PATCH)
-    sketch = enlarged(tinted(ink, share, SKETCH), zoom)
+    sketch = enlarge(tinted(ink, share, SKETCH), zoom)
     ImageDraw.Draw(sketch).rectangle((0, 0, sketch.width - 1, sketch.height - 1), outline="gray")
     return sketch
 
@@ -144,7 +145,7 @@ def moment_picture(moment: Moment, config: Config, slots: int) -> Image.Image:
 
     slots: sketches there is room for.
     """
-    S, m = len(moment.finished), config.chunk // config.ratio
+    S, m = len(moment.finished), config.sketch_tokens
     columns, zoom = min(slots, 6), 2 if slots > 4 else 3
     _, height, width = render(moment.finished, config.cell).shape
     height, width = zoom * height + GAP, zoom * width + GAP
@@ -169,8 +170,8 @@ def moment_picture(moment: Moment, config: Config, slots: int) -> Image.Image:
             f"sketches, {start.item():.0%} on START, {on_bytes.sum():.0%} on the bytes below",
         )
         for i, (chunk, seen) in enumerate(zip(moment.finished, on_sketches.view(S, m))):
-            place = 4 + i % columns * width, top + LINE + i // columns * height
-            page.paste(sketch_picture(chunk, seen / deepest, config, zoom), place)
+            corner = 4 + i % columns * width, top + LINE + i // columns * height
+            page.paste(sketch_picture(chunk, seen / deepest, config, zoom), corner)
         newest = moment.open[-64:]
         x, y = 4 + GLYPH[0] * len(newest), top + strip - GLYPH[1] - GAP
         if newest:
@@ -189,20 +190,19 @@ def moment_picture(moment: Moment, config: Config, slots: int) -> Image.Image:
 
 def trace(args: argparse.Namespace) -> None:
     """What a model has before the last of --bytes is written; as .gif, before each of them."""
-    if args.bytes < 1:
-        raise ValueError(f"--bytes is {args.bytes}, expected 1 or more")
-    text = stretch(read_bytes(args.file), args.lines)
-    path = find_checkpoint(args.checkpoint, asks=args.ask is not None)
-    model, info = load_checkpoint(path)
+    check_range("--bytes", args.bytes, 1, 2**16)
+    model, info = open_model(args.checkpoint, CHECKPOINT if args.ask is None else ANSWERS)
     if info["history"] != "sketch":
-        raise ValueError(f"{path} was trained under {info['history']!r}, expected 'sketch'")
-    n, chunks = model.config.chunk, model.config.chunks
+        trained = f"{info['path']} was trained under {info['history']!r}"
+        raise UserError(f"{trained}, expected 'sketch'")
+    n = model.config.chunk
     if args.ask is None:
-        prompt = held_prompt(text, chunks, n)
+        _, text = select_lines(read_file(args.file), args.lines)
+        prompt, chunks = fit_prompt(text, None, model.config)
         seen = list(moments(model, prompt, args.bytes, chunks * n))
     else:
-        context = held_context(text, model, info, path)
-        prompt = question_about(context, os.fsencode(args.ask))
+        context = read_context(args.file, args.lines, info)
+        prompt = question_prompt(context, os.fsencode(args.ask))
         capacity = len(prompt) + args.bytes + 2 * n  # nothing is dropped
         seen = list(moments(model, prompt, args.bytes, capacity, STOP))
     slots = max(1, *(len(moment.finished) for moment in seen))
@@ -223,12 +223,12 @@ def trace(args: argparse.Namespace) -> None:
 
 def cells(args: argparse.Namespace) -> None:
     """The first chunk of 64 bytes of a text, at each cell, with the grid of its patches."""
-    text = (read_bytes(args.file) + b" " * 64)[:64]
+    text = (read_file(args.file, first=64) + b" " * 64)[:64]
     page = Image.new("RGB", (WIDTH, 22 + 3 * 128 + 6), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=13)
     for column, cell in enumerate(CELLS):
         ink = render(torch.tensor(list(text)), cell)
-        sketch = enlarged(tinted(ink, torch.zeros_like(ink), SKETCH), 3)
+        sketch = enlarge(tinted(ink, torch.zeros_like(ink), SKETCH), 3)
         x, y, step = 4 + column * (WIDTH // 4), 22, 3 * PATCH
         page.paste(sketch, (x, y))
         for a in range(0, sketch.width + 1, step):
@@ -242,11 +242,11 @@ def cells(args: argparse.Namespace) -> None:
 
 
 def find_pyplot():
-    """Raises ValueError where matplotlib is missing."""
+    """Raises UserError where matplotlib is missing."""
     try:
         import matplotlib
     except ImportError:
-        raise ValueError(
+        raise UserError(
             "this picture needs matplotlib, which is not there: pip install matplotlib"
         ) from None
     matplotlib.use("agg")
@@ -266,19 +266,19 @@ def mask(args: argparse.Namespace) -> None:
         ("sketch: VIST2, and what is written", 3),
     )
     for axis, (title, S) in zip(axes, titles):
-        ids, _ = places(N, n, m, S)
-        ids = torch.stack(sorted(ids.T, key=torch.Tensor.tolist)).T  # the order of reading
-        seen = visible(ids, ids)[..., None]
-        colours = torch.where(ids[1, :, None] == 1, torch.tensor(SKETCH), torch.tensor(TEXT))
+        layout = make_layout(N, n, m, S)
+        seen = may_attend(Layout(*(field[:, None] for field in layout)), layout)[..., None]
+        kinds = layout.is_sketch[:, None]
+        colours = torch.where(kinds, torch.tensor(SKETCH), torch.tensor(TEXT))
         axis.imshow(torch.where(seen, colours, torch.tensor(1.0)).numpy())
         names, ends = [], []
-        for place, (chunk, kind, _) in enumerate(ids.T.tolist()):
+        for index, chunk, is_sketch in zip(layout.index, layout.chunk, layout.is_sketch):
             last = f"chunks {chunk} to {N - 1}" if chunk < N - 1 else f"chunk {chunk}"
-            name = f"sketch {chunk}" if kind else f"chunk {chunk}" if chunk < S else last
+            name = f"sketch {chunk}" if is_sketch else f"chunk {chunk}" if chunk < S else last
             if name not in names:
                 names.append(name)
-                ends.append(place)
-        ends.append(ids.shape[1])
+                ends.append(index.item())
+        ends.append(len(layout.index))
         middles = [(a + b - 1) / 2 for a, b in zip(ends, ends[1:])]
         axis.set_yticks(middles, names)
         axis.set_xticks(middles, names, rotation=90)
@@ -304,7 +304,7 @@ def cache(args: argparse.Namespace) -> None:
         for _ in range(begin, total):
             session.step(torch.zeros(1, dtype=torch.long))
             entries.append(session.cache_entries)
-            sketches.append(session.sketched * config.chunk // config.ratio)
+            sketches.append(session.sketched * config.sketch_tokens)
         grown = range(begin, total + 1)
         axis.plot(grown, entries, color=colour, label=history)
         if history == "sketch":
@@ -322,38 +322,38 @@ def cache(args: argparse.Namespace) -> None:
 
 
 def position(args: argparse.Namespace) -> None:
-    """Bits of each place in a chunk, over the later chunks of every held-out window."""
+    """Bits at each position in a chunk, over the later chunks of every held-out window."""
     pyplot = find_pyplot()
     curves = []
     for path in args.checkpoints:
         model, info = load_checkpoint(path)
         corpus = load_corpus(args.data, model.config.chunks * model.config.chunk)
         if corpus.digest != info["digest"]:
-            raise ValueError(
+            raise UserError(
                 f"{path} was trained on {info['corpus']}, digest {info['digest']}; here is "
                 f"{corpus.name}, {corpus.digest}, whose held-out files it may have seen"
             )
         bits = held_out_bits(model, corpus, info["history"])
-        curves.append((path, by_position(bits)))
+        curves.append((path, bits_by_position(bits)))
     figure, axis = pyplot.subplots(figsize=(8, 4.4), layout="constrained")
     for name, curve in curves:
         axis.plot(curve, ".-", label=name)
-    axis.set(xlabel="place in the chunk, bytes", ylabel="bits per byte, held-out text", ylim=0)
+    axis.set(xlabel="position in the chunk, bytes", ylabel="bits per byte, held-out text", ylim=0)
     axis.set(title="a chunk's edge: what the past tells about the first bytes")
     axis.legend()
     figure.savefig(args.out, dpi=100)
 
 
 def log_lines(path: str) -> list[dict]:
-    """Raises ValueError for what train.py has not written."""
-    written = read_bytes(path)
+    """Raises UserError for what train.py has not written."""
+    written = read_file(path)
     try:
         lines = [json.loads(line) for line in written.splitlines()]
         for line in lines:
             line["step"], line["stage"]  # a KeyError if it is no log's
         return lines
     except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{path} is no log, expected a log.jsonl of train.py") from None
+        raise UserError(f"{path} is no log, expected a log.jsonl of train.py") from None
 
 
 def reading(args: argparse.Namespace) -> None:
@@ -379,7 +379,7 @@ def reading(args: argparse.Namespace) -> None:
                     points.setdefault(shown[name], []).append((step, value))
         begun = step
     if not points:
-        raise ValueError(f"{' '.join(args.logs)}: no reading there, expected logs of `sketch`")
+        raise UserError(f"{' '.join(args.logs)}: no reading there, expected logs of `sketch`")
     for name, found in points.items():
         style = dict(color="0.85", linewidth=0.5, zorder=0) if name == "training batches" else {}
         axis.plot(*zip(*found), "-" if style else ".-", label=name, **style)
@@ -391,40 +391,47 @@ def reading(args: argparse.Namespace) -> None:
     figure.savefig(args.out, dpi=100)
 
 
-# ------------------------------------------------------------ what bench.py and compare.py say
+# ------------------------------------------------------------------ what bench and compare say
 
 
-def content_of(path: str, field: str):
-    """A field of what --json has written. Raises ValueError for any other file."""
-    written = read_bytes(path)
+def content_of(path: str, select: Callable):
+    """What `select` takes of a file that --json has written. Raises UserError, which names the
+    field, where it is missing or of another kind."""
+    content = read_file(path)
     try:
-        return json.loads(written)[field]
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{path} has no {field!r}, expected what --json has written") from None
+        return select(json.loads(content))
+    except KeyError as error:
+        raise UserError(f"{path} has no {error}, expected what --json has written") from None
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not what --json has written: {error}") from None
 
 
 def costs(args: argparse.Namespace) -> None:
-    """Reading, writing, the cache while writing, and training, as bench.py has measured them."""
-    tables = content_of(args.file, "tables")
-    if "reading" not in tables:
-        raise ValueError(f"{args.file} has counts only, expected bench.py --json without --paper")
-    figure, axes = find_pyplot().subplots(2, 2, figsize=(10, 7), layout="constrained")
+    """Reading, writing, the cache while writing, and training, as bench has measured them."""
     panels = (
         ("time to the first byte, ms", "reading", " ms", SIDES),
         ("writing, bytes a second", "writing", " B/s", SIDES),
         ("cache entries while writing", "writing", " entries", SIDES),
         ("training, bytes a second", "training", " B/s", ("full", "sketch")),
     )
-    for axis, (title, name, unit, sides) in zip(axes.flat, panels):
-        rows = tables[name]
-        for side in sides:
-            axis.plot(
-                [row["bytes"] for row in rows],
-                [row[side + unit] for row in rows],
-                ".-",
-                color=COLOURS[side],
-                label=side,
-            )
+
+    def select(content) -> list[dict[str, tuple[list[float], list[float]]]]:
+        return [
+            {
+                side: tuple(
+                    [float(row[field]) for row in content["tables"][name]]
+                    for field in ("bytes", side + unit)
+                )
+                for side in sides
+            }
+            for _, name, unit, sides in panels
+        ]
+
+    curves = content_of(args.file, select)
+    figure, axes = find_pyplot().subplots(2, 2, figsize=(10, 7), layout="constrained")
+    for axis, sides, (title, name, _, _) in zip(axes.flat, curves, panels, strict=True):
+        for side, (lengths, values) in sides.items():
+            axis.plot(lengths, values, ".-", color=COLOURS[side], label=side)
         axis.set(title=title, xlabel="bytes of text")
         if name != "writing":
             axis.set_xscale("log", base=2)
@@ -434,11 +441,25 @@ def costs(args: argparse.Namespace) -> None:
     figure.savefig(args.out, dpi=100)
 
 
+def select_scores(content) -> list[dict]:
+    """Of each run of compare what is drawn."""
+    return [
+        {
+            "rival": str(run["rival"]),
+            "ratio": float(run["ratio"]),
+            "bpb": float(run["bpb"]),
+            "by position": [float(bits) for bits in run["by position"]],
+        }
+        | {k: float(v) for k, v in run.items() if k == "reading noise" or k.startswith("gap")}
+        for run in content["runs"]
+    ]
+
+
 def rivals(args: argparse.Namespace) -> None:
-    """The gap that each rival closes at 4x, one point a seed, and its loss by place in a chunk."""
-    scores = [s for s in content_of(args.file, "runs") if s["ratio"] == 4]
+    """The gap that each rival closes at 4x, one point a seed, and its loss by position."""
+    scores = [s for s in content_of(args.file, select_scores) if s["ratio"] == 4]
     if not scores:
-        raise ValueError(f"{args.file} has no run at 4x")
+        raise UserError(f"{args.file} has no run at 4x")
     names = list(dict.fromkeys(s["rival"] for s in scores))
     figure, (gaps, chunk) = find_pyplot().subplots(1, 2, figsize=(13, 5), layout="constrained")
     kinds = dict.fromkeys(name for s in scores for name in s if name.startswith("gap"))
@@ -453,20 +474,20 @@ def rivals(args: argparse.Namespace) -> None:
     for name in names:
         curves = [s["by position"] for s in scores if s["rival"] == name]
         chunk.plot([statistics.mean(values) for values in zip(*curves)], ".-", label=name)
-    chunk.set(title="loss in a chunk at 4x", xlabel="place, bytes", ylabel="bits per byte")
+    chunk.set(title="loss in a chunk at 4x", xlabel="position, bytes", ylabel="bits per byte")
     chunk.legend()
     figure.savefig(args.out, dpi=100)
 
 
 def ratios(args: argparse.Namespace) -> None:
     """Loss and reading of each rival by ratio; `none` and `full` are level lines."""
-    scores = content_of(args.file, "runs")
+    scores = content_of(args.file, select_scores)
     figure, axes = find_pyplot().subplots(1, 2, figsize=(13, 5), layout="constrained")
     panels = (
         ("bpb", "held-out text", "bits per byte"),
         ("reading noise", "random bytes read", "share"),
     )
-    for axis, (field, title, unit) in zip(axes, panels):
+    for axis, (field, title, unit) in zip(axes, panels, strict=True):
         for name in dict.fromkeys(s["rival"] for s in scores):
             found = [s for s in scores if s["rival"] == name and field in s]
             if name in REFERENCES:
@@ -484,8 +505,16 @@ def ratios(args: argparse.Namespace) -> None:
 # ------------------------------------------------------------------------------ command line
 
 
+def check_picture(path: str) -> None:
+    """Raises UserError for a file that Pillow and matplotlib would not know how to write."""
+    check_writable(path)
+    if Path(path).suffix.lower() not in (".png", ".gif"):
+        raise UserError(f"--out is {path}, expected a name that ends in .png or .gif")
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
+        prog="python -m experiments.figures",
         description="Draw what the README shows, from the real model, mask and cache.",
     )
     pictures = parser.add_subparsers(required=True, metavar="PICTURE")
@@ -508,22 +537,20 @@ def main(argv: list[str] | None = None) -> None:
     picture(cells, "64 bytes at each of the four ratios").add_argument(
         "file", help="any text, - for standard input"
     )
-    sub = picture(position, "loss by place in the chunk")
-    sub.add_argument("checkpoints", nargs="+", help="what train.py wrote, under any history")
+    sub = picture(position, "loss by position in the chunk; takes a training for each curve")
+    trained = "what train.py wrote, under any history; train.py --history none, say, comes first"
+    sub.add_argument("checkpoints", nargs="+", help=trained)
     sub.add_argument("--data", metavar="PATH", help="what they were trained on, as in train.py")
     sub = picture(reading, "reading and recall over training")
     sub.add_argument("logs", nargs="+", help="log.jsonl of one run, or of runs in a row")
-    for draw, program in ((costs, "bench.py"), (rivals, "compare.py"), (ratios, "compare.py")):
+    for draw, program in ((costs, "bench"), (rivals, "compare"), (ratios, "compare")):
         sub = picture(draw, f"what {program} has measured")
         sub.add_argument("file", help=f"what {program} --json has written")
     args = parser.parse_args(argv)
-    try:
-        with errors_in_one_line("figures.py", "--bytes"):
-            check_writable(args.out)
-            args.draw(args)
-            print(args.out)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with command_line("figures.py", "--bytes"):
+        check_picture(args.out)
+        args.draw(args)
+        print(one_line(args.out))
 
 
 if __name__ == "__main__":

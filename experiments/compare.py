@@ -1,0 +1,365 @@
+"""Every way of keeping the past, at the same number of memory tokens, trained on the same bytes.
+
+    python -m experiments.compare                            the whole curriculum at 4x: hours
+    python -m experiments.compare --steps 1350 --seeds 3     each run a quarter as long
+    python -m experiments.compare --quick                    does it run? no results
+
+Decoder, learning rate and windows of text are the same for all, and so is the curriculum for all
+that have a memory (but `gist` reads while the others spell); `none`, `full` and `recent` take as
+many steps of language modelling, on whole chunks. Each run is kept on disk under its settings, so
+that a comparison that was interrupted goes on where it stopped.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import evaluate
+from cache import Session
+from common import find_device, read_checkpoint, restore
+from console import UserError, check_range, check_writable, command_line, warn
+from curriculum import DEFAULTS, INSTRUCT_RATE, TABLES, Stage, count_steps, scale_stages
+from data import EXAMPLES, Corpus, generator, load_corpus
+from experiments.report import save_json, show, this_machine
+from experiments.rivals import RIVALS, costs
+from generate import write
+from train import Settings, check_equal, train
+from vist2 import Vist2, byte_losses
+
+CELLS = {2: (16, 8), 4: (16, 4), 8: (8, 4), 16: (4, 4)}  # of each ratio
+REFERENCES = ("none", "full")  # they have no memory, and so no ratio
+QUICK = 40  # steps
+QUICK_WINDOWS = 32  # held out, that are scored then
+MOST_STEPS = 10**6
+JUDGE_SEED = 100
+LEAST_GAP = 0.02  # bits between the references; below it, gap closed is noise and left blank
+VERSION = 4  # raise it when a rival, its training or its score changes: old runs do not count
+
+# -------------------------------------------------------------------------------- one training
+
+
+@dataclass(frozen=True)
+class Run(Settings):
+    """One training of a rival. What is recorded is saved in its checkpoint, compared at a resume
+    and names its folder in `out`. Threads and torch's version, which change last digits, are not.
+    """
+
+    rival: str = "sketch"
+    device_type: str = "cpu"
+    version: int = VERSION
+
+    @property
+    def stages(self) -> list[Stage]:
+        stages = scale_stages(TABLES[self.stage], self.history, self.steps)
+        if RIVALS[self.rival].spells:
+            return stages
+        return [replace(s, reading=s.reading + s.spelling, spelling=0) for s in stages]
+
+    def key(self, corpus: Corpus) -> str:
+        record = json.dumps(self.record(corpus, self.stages), sort_keys=True)
+        return hashlib.sha256(record.encode()).hexdigest()[:8]
+
+    def folder(self, corpus: Corpus) -> Path:
+        name = f"{self.rival}-{self.config.ratio}x-seed{self.seed}-{self.key(corpus)}"
+        return Path(self.out) / name
+
+
+def make_run(rival: str, ratio: int, **settings) -> Run:
+    """settings: fields of Settings. Raises UserError for what makes no sense."""
+    cell = CELLS[4 if rival in REFERENCES else ratio]
+    settings = vars(Settings(cell=cell, **settings).resolve())
+    settings |= {"history": RIVALS[rival].history}  # Settings knows no `recent`
+    return Run(**settings, rival=rival, device_type=find_device(settings["device"]).type)
+
+
+def finish_or_load(run: Run, begin: Callable[[], Vist2], corpus: Corpus, folder: Path) -> Vist2:
+    """The model in a folder: trained from begin(), or on from where it stopped, or read if done.
+    Raises UserError for a loss that is not finite, and names the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "model.pt"
+    content = read_checkpoint(path) if path.exists() else None
+    if content:
+        check_equal(path, content.get("settings", {}), run.record(corpus, run.stages))
+    model = restore(content, path, RIVALS[run.rival].model) if content else begin()
+    model = model.to(find_device(run.device))
+    if not content or content["info"]["step"] < content["info"]["steps"]:
+        try:
+            train(model, corpus, run, run.stages, folder, content)
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from None
+    return model.eval()
+
+
+def train_or_load(run: Run, corpus: Corpus) -> Vist2:
+    """A run's model after the curriculum."""
+
+    def begin() -> Vist2:
+        torch.manual_seed(run.seed)
+        return RIVALS[run.rival].model(run.config)
+
+    return finish_or_load(run, begin, corpus, run.folder(corpus))
+
+
+def instruct_or_load(run: Run, steps: int, corpus: Corpus) -> Vist2:
+    """A run's model after so many more steps, of instructions."""
+    more = replace(run, stage="instruct", steps=steps, lr=INSTRUCT_RATE * run.lr)
+    folder = run.folder(corpus) / f"instruct-{steps}-{more.key(corpus)}"
+    return finish_or_load(more, partial(train_or_load, run, corpus), corpus, folder)
+
+
+# ------------------------------------------------------------------------------------ scores
+
+
+def score_or_load(run: Run, corpus: Corpus, windows: int | None) -> dict:
+    """What a run reaches on held-out windows, all or the first so many, and the machine that
+    measured it; kept beside its checkpoint."""
+    path = run.folder(corpus) / f"score-{windows or 'all'}.json"
+    if not path.exists():
+        model = train_or_load(run, corpus)
+        bits = evaluate.held_out_bits(model, corpus, run.history, windows)
+        result = evaluate.summarize(bits)
+        result["by position"] = evaluate.bits_by_position(bits).tolist()
+        result["by chunk"] = bits.mean(dim=(0, 2)).tolist()
+        if run.history == "sketch":
+            result |= evaluate.reading_accuracy(model, corpus, min(len(bits), 128))
+        save_json(path, result | {"machine": this_machine(model.device)})
+    return json.loads(path.read_text())
+
+
+def controls(model: Vist2, corpus: Corpus, windows: int | None) -> Iterator[dict]:
+    """What becomes of a trained sketch model when its sketches show something else."""
+    text = corpus.held_out.windows()[:windows]
+    rng = torch.Generator().manual_seed(0)
+    shown = {
+        "as it is": text,
+        "blank sketches": torch.full_like(text, ord(" ")),
+        "another text's sketches": text.roll(len(text) // 2, 0),
+        "permuted glyphs": torch.randperm(256, generator=rng)[text],
+    }
+    for name, other in shown.items():
+        bits = evaluate.held_out_bits(model, corpus, "sketch", windows, other)
+        yield {"control of sketch": name} | evaluate.summarize(bits)
+
+
+def recall_row(run: Run, steps: int, corpus: Corpus) -> dict:
+    """Share of values given exactly, by distance in chunks, after so many steps more."""
+    model, farthest = instruct_or_load(run, steps, corpus), run.config.chunks
+    return {"rival": run.rival} | evaluate.recall_by_distance(
+        model, corpus, run.history, farthest, evaluate.QUESTIONS
+    )
+
+
+# ------------------------------------------------------------------------------- long writing
+
+
+def continue_texts(model: Vist2, history: str, prompts: Tensor, length: int) -> Tensor:
+    """(B, T) prompts -> (B, T + length), drawn at temperature 0.8."""
+    session = Session(model, len(prompts), history)
+    new = list(write(session, session.prefill(prompts), length, temperature=0.8))
+    return torch.cat([prompts, torch.stack(new, dim=1).cpu()], dim=1)
+
+
+@torch.inference_mode()
+def judge_texts(judge: Vist2, text: Tensor, half: int) -> dict[str, float]:
+    """Bits per byte of texts (B, k half) after their first `half` bytes, under a model that sees
+    `half` or more bytes before each: of the first and last stretch of `half` bytes and of all;
+    and the share of 16-byte strings that have come before in their stretch."""
+    windows = text.unfold(1, 2 * half, half).flatten(0, 1)  # (B (k - 1), 2 half)
+    chunks = windows.unflatten(1, (-1, judge.config.chunk)).to(judge.device)
+    bits = byte_losses(judge(chunks, history="full"), chunks).flatten(1)[:, half:] / math.log(2)
+    stretches = bits.view(len(text), -1, half).mean(dim=(0, 2))
+    repeated = []
+    for row in text[:, half:].unfold(1, half, half).flatten(0, 1).tolist():
+        strings = [bytes(row[i : i + 16]) for i in range(len(row) - 15)]
+        repeated.append(1 - len(set(strings)) / len(strings))
+    return {
+        "judge bpb, first": stretches[0].item(),
+        "judge bpb, last": stretches[-1].item(),
+        "judge bpb, all": bits.mean().item(),
+        "repeated %": 100 * statistics.mean(repeated),
+    }
+
+
+def writing_rows(runs: list[Run], judge: Run, corpus: Corpus) -> Iterator[dict]:
+    """A row for real text and one for each writer, which lives on the memory of its own output."""
+    reader, config = train_or_load(judge, corpus), judge.config
+    half = config.chunks // 2 * config.chunk
+    windows = corpus.held_out.windows()
+    picked = windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))[:32]]
+    yield {"writer": "held-out text"} | judge_texts(reader, picked, half)
+    for run in runs:
+        model, history = train_or_load(run, corpus), RIVALS[run.rival].writing
+        text = continue_texts(model, history, picked[:, :half], 3 * half)
+        yield {"writer": run.rival} | judge_texts(reader, text, half)
+
+
+# ----------------------------------------------------------------------------------- reports
+
+GAPS = {"gap all %": "bpb", "gap 0 %": "position 0", "gap 16+ %": "from 16 on"}
+DIGITS = dict.fromkeys(("bpb", "position 0", "first 4", "from 16 on"), 3)
+DIGITS |= dict.fromkeys(GAPS, 0) | dict.fromkeys(("reading noise", "reading text"), 3)
+
+
+def gaps(result: dict, none: dict | None, full: dict | None) -> dict[str, float]:
+    """How much of what all text gives over none a score has, in percent, where both references are
+    known and differ by more than noise."""
+    return {
+        gap: 100 * (none[name] - result[name]) / (none[name] - full[name])
+        for gap, name in GAPS.items()
+        if none and full and none.get(name, 0) - full.get(name, 0) > LEAST_GAP
+    }
+
+
+def summarize_seeds(values: list[float], digits: int) -> str:
+    """The mean over seeds, and half the distance from least to most."""
+    mean, half = statistics.mean(values), (max(values) - min(values)) / 2
+    spread = f" ± {half:.{digits}f}" if len(values) > 1 else ""
+    return f"{mean:.{digits}f}{spread}"
+
+
+def make_row(run: Run, results: list[dict]) -> dict:
+    """A line of the table, over the seeds of a run."""
+    row = {"rival": run.rival, "ratio": "" if run.rival in REFERENCES else f"{run.config.ratio}x"}
+    for name, digits in DIGITS.items():
+        known = all(name in result for result in results)
+        row[name] = summarize_seeds([r[name] for r in results], digits) if known else ""
+    return row | costs(run.rival, run.config)
+
+
+def score_rows(
+    lines: list[list[Run]], corpus: Corpus, windows: int | None, scores: list[dict]
+) -> Iterator[dict]:
+    """A row for each line of runs: the seeds of one rival at one ratio, references first. Appends
+    to scores those of each run."""
+    known: dict[tuple[str, int], dict] = {}
+    with tqdm(total=sum(map(len, lines)), unit="run", desc="all runs") as bar:
+        for line in lines:
+            for run in line:
+                result = known[run.rival, run.seed] = score_or_load(run, corpus, windows)
+                result |= gaps(result, *(known.get((name, run.seed)) for name in REFERENCES))
+                of = {"rival": run.rival, "ratio": run.config.ratio, "seed": run.seed}
+                scores.append(of | {"cell": run.cell} | result | costs(run.rival, run.config))
+                bar.update()
+            bar.clear()  # a row is printed where it stands
+            yield make_row(line[0], scores[-len(line) :])
+
+
+# ------------------------------------------------------------------------------ command line
+
+
+def parse_some(known, kind: type, text: str) -> list:
+    """'a,b' -> those of what is known, each once; raises ArgumentTypeError, for argparse."""
+    chosen, options = list(dict.fromkeys(text.split(","))), list(map(str, known))
+    for name in chosen:
+        if name not in options:
+            about = f"{name!r} is unknown, expected some of {','.join(options)}"
+            raise argparse.ArgumentTypeError(about)
+    return list(map(kind, chosen))
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.compare",
+        description="Train and score every way of keeping the past at equal memory tokens.",
+    )
+    rivals, ratios = partial(parse_some, RIVALS, str), partial(parse_some, CELLS, int)
+    steps, lr = count_steps(TABLES["language"]), DEFAULTS["tiny"]["lr"]
+    add, length = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
+    add("--rivals", type=rivals, default=list(RIVALS), help=f"of {','.join(RIVALS)} (all)")
+    add("--ratios", type=ratios, default=[4], help="of 2,4,8,16 (4)")
+    add("--seeds", type=int, default=1, help="how many (%(default)s)")
+    length("--steps", type=int, default=steps, help="of each run, about (%(default)s)")
+    length("--quick", action="store_true", help=f"{QUICK} steps: does it run? some ten minutes")
+    add("--lr", type=float, default=lr, help="Muon's, of every run (%(default)s)")
+    add("--writing", action="store_true", help="then let rivals write, and a `full` judge it")
+    teach = "then teach the first seed of each rival to answer, and test its recall"
+    add("--recall", type=int, metavar="STEPS", help=teach)
+    add("--data", metavar="PATH", help="file or folder; default: Python's standard library")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (%(default)s)")
+    add("--out", metavar="DIR", default="runs/compare", help="for all runs (%(default)s)")
+    add("--json", metavar="PATH", help="write all scores as JSON")
+    return parser.parse_args(argv)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises UserError for what makes no sense."""
+    check_range("--seeds", args.seeds, 1, JUDGE_SEED)
+    check_range("--steps", args.steps, 1, MOST_STEPS)
+    check_range("--recall", 1 if args.recall is None else args.recall, 1, MOST_STEPS)
+    check_writable(args.json)
+    if Path(args.out).exists() and not Path(args.out).is_dir():
+        raise UserError(f"--out is {args.out}, a file, expected a folder")
+    if args.writing and not any(RIVALS[name].writing for name in args.rivals):
+        writers = ", ".join(name for name, rival in RIVALS.items() if rival.writing)
+        raise UserError(f"--writing is for {writers}, --rivals has none of them")
+
+
+def run(args: argparse.Namespace) -> None:
+    check(args)
+    steps, windows = (QUICK, QUICK_WINDOWS) if args.quick else (args.steps, None)
+    make = partial(make_run, steps=steps, lr=args.lr, device=args.device, out=args.out)
+    rivals = sorted(args.rivals, key=lambda name: name not in REFERENCES)
+    lines = [
+        [make(name, ratio, seed=seed) for seed in range(args.seeds)]
+        for name in rivals
+        for ratio in args.ratios[: 1 if name in REFERENCES else None]
+    ]
+    ratio = args.ratios[0]  # of all but the first table
+    runs = {name: make(name, ratio) for name in rivals}
+    config = make("sketch", ratio).config
+    corpus = load_corpus(args.data, config.chunks * config.chunk)
+    if args.recall:  # the longest examples can be made
+        for example in EXAMPLES.values():
+            longest = 4 * TABLES["instruct"][-1].context
+            example(corpus.train, generator("check"), config.chunk, longest)
+
+    machine, scores = this_machine(find_device(args.device)), []
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    title = f"{corpus.name}, digest {corpus.digest}; lr {args.lr}, {steps} steps a run"
+    title += ", without a memory those of language alone"
+    title += ": TOO FEW, these figures are no results" if args.quick else ""
+    show(title, score_rows(lines, corpus, windows, scores))
+    content = {"machine": machine, "corpus": corpus.name, "quick": args.quick}
+    content["ratio of all but runs"] = ratio
+    content["settings"] = make("sketch", ratio).record(corpus, make("sketch", ratio).stages)
+    content["runs"] = scores
+    if "sketch" in runs:
+        rows = controls(train_or_load(runs["sketch"], corpus), corpus, windows)
+        content["controls"] = show(f"What {ratio}x sketches show, and what comes of it", rows)
+    if args.writing:
+        half, judge = config.chunks // 2, make("full", ratio, seed=JUDGE_SEED)
+        title = f"Long writing at {ratio}x: {3 * half} chunks after {half}, seeing up to "
+        title += f"{2 * half}, at temperature 0.8, read by a `full` of seed {JUDGE_SEED}"
+        writers = [run for run in runs.values() if RIVALS[run.rival].writing]
+        content["writing"] = show(title, writing_rows(writers, judge, corpus))
+    if args.recall:
+        title = f"Recall at {ratio}x after {args.recall} steps of instructions: share of values "
+        title += "given exactly, by distance in chunks"
+        rows = (recall_row(run, args.recall, corpus) for run in runs.values())
+        content["recall"] = show(title, rows)
+    if args.json:
+        save_json(args.json, content)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    with command_line("compare.py", "--data"):
+        try:
+            run(args)
+        except KeyboardInterrupt:
+            warn("stopped: the same command goes on")
+            raise
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""What all measurements share: tables that come line by line, JSON, the machine, FLOPs."""
+
+import json
+import os
+import platform
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from common import write_file
+
+
+def written(cell: str | int | float) -> str:
+    """Four digits, never an exponent."""
+    if isinstance(cell, float) and abs(cell) < 1000:
+        return np.format_float_positional(cell, 4, unique=False, fractional=False, trim="-")
+    return cell if isinstance(cell, str) else f"{cell:,.0f}"
+
+
+def show(title: str, rows: Iterable[dict]) -> list[dict]:
+    """Print rows as a Markdown table while they come, and return them all."""
+    print(f"\n{title}\n", flush=True)
+    kept: list[dict] = []
+    for row in rows:
+        if not kept:
+            print(f"| {' | '.join(row)} |\n|{'---|' * len(row)}")
+        kept.append(row)
+        print(f"| {' | '.join(map(written, row.values()))} |", flush=True)
+    return kept
+
+
+def save_json(path: str | Path, content) -> None:
+    """Write the whole file or none. Raises OSError."""
+    write_file(Path(path), (json.dumps(content, indent=1) + "\n").encode())
+
+
+def processor() -> str:
+    """The processor's name where Linux tells it, else its kind."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def this_machine(device: torch.device) -> dict[str, str | int]:
+    """What a figure should be read with."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "allocator": os.environ.get("GLIBC_TUNABLES") or "as it comes",
+    }
+
+
+def flops(work: Callable[[], object]) -> tuple[int, int]:
+    """FLOPs of some work on the meta device: of all, and of attention's scores and sums alone.
+
+    On the CPU torch's counter would miss fused attention.
+    """
+    with FlopCounterMode(display=False) as counter:
+        work()
+    counts = counter.get_flop_counts().get("Global", {})  # empty for work without a product
+    return sum(counts.values()), counts.get(torch.ops.aten.bmm, 0)
