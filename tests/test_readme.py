@@ -1,0 +1,35 @@
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_readme_is_one_walk_of_at_most_230_lines():
+    assert README.count("\n") <= 230
+
+
+def test_the_line_counts_in_the_readme_are_those_of_the_files():
+    stated = dict(re.findall(r"^\| `(\S+)` \| (\d+) \|", README, re.M))
+    assert stated == {path.name: str(path.read_text().count("\n")) for path in ROOT.glob("*.py")}
+
+
+def test_every_linked_file_and_every_program_is_there():
+    for page in DOCS:
+        text = page.read_text()
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+        for program in re.findall(r"python (\w+\.py)", text):
+            assert (ROOT / program).exists(), f"{page.name}: {program}"
+        for module in re.findall(r"python -m experiments\.(\w+)", text):
+            assert (ROOT / "experiments" / f"{module}.py").exists(), f"{page.name}: {module}"
+
+
+def test_no_import_goes_up():
+    """The files of the core in the order of reading; experiments import the core, never back."""
+    order = re.findall(r"^\| `(\w+)\.py` \| \d+ \|", README, re.M)
+    for floor, name in enumerate(order):
+        source = (ROOT / f"{name}.py").read_text()
+        imported = re.findall(r"^\s*(?:from|import) (\w+)", source, re.M)
+        assert not {"experiments", *order[floor:]} & set(imported), name
