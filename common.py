@@ -11,7 +11,6 @@ import torch
 from console import UserError, out_of_memory, warn
 from vist2 import Config, Vist2
 
-__all__ = ["UserError"]
 FORMAT = "vist2 checkpoint 4"
 INFO = {"step": int, "steps": int, "history": str, "max_context": int}  # what every info holds
 WEIGHTS = Path(__file__).parent / "weights/tiny.pt"  # come with the code
@@ -61,7 +60,7 @@ def lock_folder(folder: Path):
                 import msvcrt
 
                 msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
+        except (BlockingIOError, PermissionError):
             raise UserError(f"another run writes to {folder}, expected one of its own") from None
         yield
 

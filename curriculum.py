@@ -93,6 +93,7 @@ DEFAULTS = {
 # fmt: on
 TABLES = {"language": CURRICULUM, "instruct": INSTRUCT}
 INSTRUCT_RATE = 0.8  # learning rate, of what language modelling takes
+MAX_STEPS = 10**6
 MAX_OWN_CHUNKS = 40  # of an example that a user gives
 
 

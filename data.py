@@ -116,18 +116,24 @@ def load_corpus(path: str | None, window: int) -> Corpus:
     """The default corpus if `path` is None, else the user's file or folder.
 
     Held out are the files whose names have the lowest hashes, until they make up HELD_OUT of the
-    bytes; a file of more than twice that is never held out. Files shorter than a window are of no
-    use; fewer than PIECES others are each cut into PIECES. Raises UserError, or OSError.
+    bytes; a file of more than twice that is never held out. Files shorter than a window are
+    left out; fewer than PIECES others are each cut into PIECES of a window or more. Warns of the
+    user's files that are too short. Raises UserError, or OSError.
     """
-    files = user_files(Path(path)) if path else python_files()
+    found = user_files(Path(path)) if path else python_files()
     name = one_line(path) if path else f"Python {platform.python_version()} standard library"
-    files = {key: text for key, text in files.items() if len(text) >= window}
-    if len(files) < PIECES:
+    cut = sum(len(text) >= window for text in found.values()) < PIECES
+    least = PIECES * window if cut else window
+    files = {key: text for key, text in found.items() if len(text) >= least}
+    if path and len(files) < len(found):
+        short = [len(text) for text in found.values() if len(text) < least]
+        size = f"{sum(short):,} bytes"
+        warn(f"left out, too short: {len(short)} of {len(found)} files, {size}")
+    if cut:
         files = {
             f"{key}#{i:02}": text[i * len(text) // PIECES : (i + 1) * len(text) // PIECES]
             for key, text in files.items()
             for i in range(PIECES)
-            if len(text) >= PIECES * window
         }
     share = HELD_OUT * sum(map(len, files.values()))
     order = sorted(files, key=lambda key: hashlib.sha256(os.fsencode(key)).digest())
@@ -205,6 +211,7 @@ LETTERS = b"abcdefghijklmnopqrstuvwxyz"
 VALUES = (b"0123456789", b"0123456789abcdef", LETTERS)  # alphabets of a fact's value
 VALUE_LENGTH = 4
 MAX_TURNS = 40  # questions for values in a row
+MAX_FACTS = 10_000  # in a context: 18,278 keys have up to three letters
 MAX_PASSAGES = 4  # to repeat in a row
 QUOTED = 16  # characters of the line from which to repeat
 TRIES = 10_000  # to find what can be asked for
@@ -227,20 +234,20 @@ class Example:
         return len(self.context) + sum(len(q) + len(r) + 3 for q, r in self.turns)
 
 
-def refuse_roles(text: bytes, start: int = 0) -> None:
+def refuse_roles(text: bytes, name: str = "the text", start: int = 0) -> None:
     """Raises UserError for text that holds a role's byte, which would be taken for a role.
-    start: of the text in its file."""
+    name, start: where the text comes from, and where it starts there."""
     found = ROLE.search(text)
     if found:
         raise UserError(
-            f"byte {start + found.start()} of the text is {found[0][0]:#04x}, which marks a role: "
+            f"byte {start + found.start()} of {name} is {found[0][0]:#04x}, which marks a role: "
             "expected text without the bytes 0x04, 0x05 and 0x06"
         )
 
 
 def question_prompt(context: bytes, question: bytes) -> bytes:
     """What a model reads before it answers. Raises UserError for a question with a role's byte."""
-    refuse_roles(question)
+    refuse_roles(question, "the question")
     return context + bytes([QUESTION]) + question + bytes([ANSWER])
 
 
@@ -282,7 +289,7 @@ def recall_example(text: Text, rng: Generator, chunk: int, chunks: int, distance
         context = bytearray()
         facts: dict[bytes, bytes] = {}
         keys: list[bytes] = []  # to ask for
-        while len(context) < size:
+        while len(context) < size and len(facts) < MAX_FACTS:
             key = bytes(LETTERS[draw(rng, 26)] for _ in range(1 + draw(rng, 3)))
             alphabet = VALUES[draw(rng, len(VALUES))]
             if key in facts:

@@ -7,6 +7,7 @@ import math
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from console import one_line, printable
 from data import EXAMPLES, Batch, Corpus, Example, generator, question_batch, reading_batch
@@ -34,7 +35,8 @@ def held_out_bits(
     """
     config, bits = model.config, []
     windows = corpus.held_out.windows()[:count].view(-1, config.chunks, config.chunk)
-    for start in range(0, len(windows), 16):
+    starts = range(0, len(windows), 16)
+    for start in tqdm(starts, "evaluating", leave=False, disable=count is not None):
         text, memory = windows[start : start + 16].to(model.device), None
         if shown is not None:
             memory = model.compress(shown[start : start + 16].view_as(text).to(model.device))

@@ -182,7 +182,7 @@ def read_context(path: str, lines: str | None, info: dict) -> bytes:
     if cut:
         seen = f"the context is {len(text)} bytes, training saw at most {most}"
         warn(f"{seen}: the first {cut} bytes are cut, --lines chooses others")
-    refuse_roles(text[cut:], start + cut)
+    refuse_roles(text[cut:], path, start + cut)
     return text[cut:]
 
 
@@ -278,7 +278,7 @@ def check_options(args: argparse.Namespace) -> None:
     """Raises UserError for options that do not go together."""
     if (args.ask is None) != (args.context is None):
         raise UserError("--ask QUESTION and --context FILE, - for standard input, go together")
-    if args.lines and args.ask is None:
+    if args.lines is not None and args.ask is None:
         raise UserError("--lines A-B is for --ask")
     continues = args.ask is None and args.read is None
     if not continues and (args.samples > 1 or args.stats or args.history_chunks is not None):
@@ -316,6 +316,7 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     memory = "--samples or --history-chunks" if args.ask is None else "--max-new-bytes"
+    memory = memory if args.read is None else "file"
     with command_line("generate.py", memory):
         run(args)
 

@@ -75,7 +75,7 @@ def may_attend(query: Layout, key: Layout) -> Tensor:
 
 # -------------------------------------------------------------------------------- attention
 
-QUERY_BLOCKS = 16  # at most
+QUERY_BLOCKS = 16  # at most, of chunks with text
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, blocks: list[tuple] | None) -> Tensor:

@@ -21,11 +21,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import find_device, lock_folder, read_checkpoint, restore, save_checkpoint, write_file
-from console import UserError, check_range, command_line, delay_signals, warn
+from console import UserError, check_range, command_line, delay_signals, one_line, warn
 from curriculum import (
     DEFAULTS,
     INSTRUCT_RATE,
     MAX_OWN_CHUNKS,
+    MAX_STEPS,
     TABLES,
     Stage,
     count_steps,
@@ -35,10 +36,10 @@ from curriculum import (
 from data import EXAMPLES, Corpus, generator, load_corpus, read_examples
 from evaluate import evaluate_briefly, report, to_device
 from optim import ADAMW_RATE, make_optimizers
-from render import parse_cell
+from render import KNOWN_CELLS, parse_cell
 from vist2 import Config, Vist2, loss
 
-HISTORIES = ("sketch", "full", "none")  # `prompt` is for writing
+TRAINED_HISTORIES = ("sketch", "full", "none")  # "prompt" is for writing
 SPELLING = 0.5  # wherever sketches are made, so many times the loss of spelling them is added
 SAVE_EVERY = 250  # steps; also evaluates a little, for the log
 
@@ -93,6 +94,11 @@ def option(default, about: str, **how):
     return field(default=default, metadata={"help": about} | how)
 
 
+def by_preset(name: str) -> str:
+    values = (f"{default[name]} for {preset}" for preset, default in DEFAULTS.items())
+    return f"default: {', '.join(values)}"
+
+
 BOOL = argparse.BooleanOptionalAction
 
 
@@ -101,13 +107,13 @@ class Settings:
     """One run: made from the command line, saved in its checkpoint, compared at a resume."""
 
     preset: str = option("tiny", f"size of the model: {', '.join(DEFAULTS)}")
-    history: str = option("sketch", f"what is seen of finished chunks: {', '.join(HISTORIES)}")
-    cell: tuple = option((16, 4), "pixels of a byte: 16x8, 16x4, 8x4 or 4x4", type=parse_cell)
+    history: str = option("sketch", f"of finished chunks: {', '.join(TRAINED_HISTORIES)}")
+    cell: tuple = option((16, 4), f"pixels of a byte: {KNOWN_CELLS}", type=parse_cell)
     chunk: int = option(64, "bytes in a chunk", type=int)
     stage: str = option("language", "language, or instruct, which goes on from a finished model")
     steps: int | None = option(None, "about so many in all; default: the stage's", type=int)
-    batch_bytes: int | None = option(None, "text in a step; default: the preset's", type=int)
-    lr: float | None = option(None, "Muon's, 0.6 for AdamW; default: the preset's", type=float)
+    batch_bytes: int | None = option(None, f"in a step; {by_preset('batch_bytes')}", type=int)
+    lr: float | None = option(None, f"Muon's rate; {by_preset('lr')}", type=float)
     seed: int = option(0, "of weights and batches", type=int)
     bf16: bool | None = option(None, "autocast to bfloat16; default: on CUDA", action=BOOL)
     compile: bool = option(False, "torch.compile, for the curriculum", action=BOOL)
@@ -120,7 +126,8 @@ class Settings:
 
     def resolve(self) -> "Settings":
         """What was not said, filled in. Raises UserError for what makes no sense."""
-        for name, known in (("preset", DEFAULTS), ("stage", TABLES), ("history", HISTORIES)):
+        choices = {"preset": DEFAULTS, "stage": TABLES, "history": TRAINED_HISTORIES}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 given = getattr(self, name)
                 raise UserError(f"--{name} is {given!r}, expected one of {', '.join(known)}")
@@ -137,7 +144,7 @@ class Settings:
         given = {name: getattr(self, name) for name in usual if getattr(self, name) is not None}
         settings = replace(self, **usual | given)
         for name, least, most in (
-            ("steps", 1, 10**9),
+            ("steps", 1, MAX_STEPS),
             ("batch_bytes", 1, 2**30),
             ("lr", 1e-9, 1e3),
             ("seed", 0, 2**63 - 1),
@@ -195,7 +202,7 @@ def train(
     if settings.compile:
         torch._dynamo.config.recompile_limit = 32  # a graph for each shape of the curriculum
         measure = torch.compile(task_losses)
-    saved = info["step"]
+    saved, shown = info["step"], {}
     with (
         lock_folder(out),
         open_log(out / "log.jsonl", saved) as log,
@@ -231,13 +238,14 @@ def train(
                 save_run(out, model, info, record, optimizers)
                 saved = info["step"]
             bar.set_description(stage.name, refresh=False)
-            bar.set_postfix({k: f"{v:.3f}" for k, v in losses.items()}, refresh=False)
+            shown |= {k: 0.95 * shown.get(k, v) + 0.05 * v for k, v in losses.items()}
+            bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items()}, refresh=False)
             bar.update()
         if saved < info["step"]:
             save_run(out, model, info, record, optimizers)
     if info["step"] < len(plan):
-        again = "the same command with --resume goes on"
-        warn(f"stopped at step {info['step']:,} of {len(plan):,}: {again}")
+        again = ": the same command with --resume goes on" if info["step"] else ""
+        warn(f"stopped at step {info['step']:,} of {len(plan):,}{again}")
         raise KeyboardInterrupt
     return info
 
@@ -283,7 +291,8 @@ def open_log(path: Path, step: int):
 def parse(argv: list[str] | None) -> Settings:
     parser = argparse.ArgumentParser(description="Train VIST2, or a reference.")
     for f in fields(Settings):
-        shown = "" if f.default in (None, False) else f" ({f.default})"
+        default = "16x4" if f.name == "cell" else f.default
+        shown = "" if default is None or default is False else f" ({default})"
         how = dict(f.metadata, help=f.metadata["help"] + shown, default=f.default)
         parser.add_argument(f"--{f.name.replace('_', '-')}", **how)
     return Settings(**vars(parser.parse_args(argv)))
@@ -328,6 +337,7 @@ def run(settings: Settings) -> None:
         corpus.own_examples = read_examples(settings.instruct, MAX_OWN_CHUNKS * config.chunk)
         table = tuple(stage.with_own_examples() for stage in table)
     elif settings.stage == "instruct":  # the longest examples can be made
+        corpus.train.sample(1, (4 * table[-1].context + 1) * config.chunk, generator("check"))
         for example in EXAMPLES.values():
             example(corpus.train, generator("check"), config.chunk, 4 * table[-1].context)
     stages = scale_stages(table, settings.history, settings.steps)
@@ -346,12 +356,12 @@ def run(settings: Settings) -> None:
     resumed = start if settings.resume else None
     info = train(model, corpus, settings, stages, out, resumed, max_context)
     report(model, corpus, info)
-    print(f"\n{out / 'model.pt'} after {(time.perf_counter() - began) / 60:.1f} minutes")
+    print(f"\n{one_line(f'{out}/model.pt')} after {(time.perf_counter() - began) / 60:.1f} minutes")
 
 
 def main(argv: list[str] | None = None) -> None:
     settings = parse(argv)
-    with command_line("train.py", "--batch-bytes"):
+    with command_line("train.py", "--batch-bytes or --data"):
         run(settings)
 
 

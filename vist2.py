@@ -48,7 +48,9 @@ from render import PAGE, PATCH, patches_per_chunk, render
 
 BYTES = 256  # a token is a byte, ids 0..255; what the model predicts
 START, READ = 256, 257  # openings, inputs only: write on, or transcribe the chunk before
-HISTORIES = ("sketch", "full", "prompt", "none")  # what is seen of finished chunks
+# What is seen of finished chunks: their sketches; their text; sketches of the prompt's chunks and
+# text of all others; nothing.
+HISTORIES = ("sketch", "full", "prompt", "none")
 
 
 # ------------------------------------------------------------------------------------ config

@@ -24,10 +24,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cache import GROUP, Session
 from common import find_device
 from console import UserError, check_range, check_writable, command_line, warn
 from experiments.report import flops, save_json, show, this_machine
-from generate import GROUP, Session
 from render import parse_cell, render
 from vist2 import BYTES, PRESETS, Config, Vist2, loss
 

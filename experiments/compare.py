@@ -28,19 +28,25 @@ import evaluate
 from cache import Session
 from common import find_device, read_checkpoint, restore
 from console import UserError, check_range, check_writable, command_line, warn
-from curriculum import DEFAULTS, INSTRUCT_RATE, TABLES, Stage, count_steps, scale_stages
+from curriculum import (
+    DEFAULTS,
+    INSTRUCT_RATE,
+    MAX_STEPS,
+    TABLES,
+    Stage,
+    count_steps,
+    scale_stages,
+)
 from data import EXAMPLES, Corpus, generator, load_corpus
 from experiments.report import save_json, show, this_machine
-from experiments.rivals import RIVALS, costs
+from experiments.rivals import REFERENCES, RIVALS, costs
 from generate import write
 from train import Settings, check_equal, train
 from vist2 import Vist2, byte_losses
 
 CELLS = {2: (16, 8), 4: (16, 4), 8: (8, 4), 16: (4, 4)}  # of each ratio
-REFERENCES = ("none", "full")  # they have no memory, and so no ratio
 QUICK = 40  # steps
 QUICK_WINDOWS = 32  # held out, that are scored then
-MOST_STEPS = 10**6
 JUDGE_SEED = 100
 LEAST_GAP = 0.02  # bits between the references; below it, gap closed is noise and left blank
 VERSION = 4  # raise it when a rival, its training or its score changes: old runs do not count
@@ -279,7 +285,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--ratios", type=ratios, default=[4], help="of 2,4,8,16 (4)")
     add("--seeds", type=int, default=1, help="how many (%(default)s)")
     length("--steps", type=int, default=steps, help="of each run, about (%(default)s)")
-    length("--quick", action="store_true", help=f"{QUICK} steps: does it run? some ten minutes")
+    quick = f"{QUICK} steps: does it run? some ten minutes for all, on one thread"
+    length("--quick", action="store_true", help=quick)
     add("--lr", type=float, default=lr, help="Muon's, of every run (%(default)s)")
     add("--writing", action="store_true", help="then let rivals write, and a `full` judge it")
     teach = "then teach the first seed of each rival to answer, and test its recall"
@@ -294,8 +301,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def check(args: argparse.Namespace) -> None:
     """Raises UserError for what makes no sense."""
     check_range("--seeds", args.seeds, 1, JUDGE_SEED)
-    check_range("--steps", args.steps, 1, MOST_STEPS)
-    check_range("--recall", 1 if args.recall is None else args.recall, 1, MOST_STEPS)
+    check_range("--steps", args.steps, 1, MAX_STEPS)
+    check_range("--recall", 1 if args.recall is None else args.recall, 1, MAX_STEPS)
     check_writable(args.json)
     if Path(args.out).exists() and not Path(args.out).is_dir():
         raise UserError(f"--out is {args.out}, a file, expected a folder")

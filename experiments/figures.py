@@ -1,26 +1,30 @@
 """Pictures of all of it, one command each, from the real model, mask and cache.
 
-    python -m experiments.figures trace FILE            where the model looks, while it writes on
-                                  trace FILE --ask QUESTION     ... and while it answers
-                                  mask                  who sees whom
-                                  cache                 what is held while a text grows
-                                  cells FILE            64 bytes at each ratio
-                                  position CHECKPOINT ...       loss by position in the chunk
-                                  reading LOG ...       reading and recall over training
-                                  costs FILE            what bench --json has measured
-                                  rivals FILE           what compare --json has: gap closed
-                                  ratios FILE           ... and by bytes a memory token
+    python -m experiments.figures trace FILE
+
+    trace FILE                    where the model looks, while it writes on
+    trace FILE --ask QUESTION     ... and while it answers
+    mask                          who sees whom
+    cache                         what is held while a text grows
+    cells FILE                    64 bytes at each ratio
+    position CHECKPOINT ...       loss by position in the chunk
+    reading LOG ...               reading and recall over training
+    costs FILE                    what bench --json has measured
+    rivals FILE                   what compare --json has: gap closed
+    ratios FILE                   ... and by bytes a memory token
 
 Each writes NAME.png into the current folder, or --out. Pillow draws what is made of pixels; the
 rest takes matplotlib, which nothing else here needs (pip install matplotlib).
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -34,20 +38,12 @@ from console import UserError, check_range, check_writable, command_line, one_li
 from data import STOP, load_corpus, question_prompt
 from evaluate import bits_by_position, held_out_bits
 from experiments.bench import SIDES
-from generate import (
-    ANSWERS,
-    CHECKPOINT,
-    as_rows,
-    fit_prompt,
-    read_context,
-    select_lines,
-    write,
-)
+from experiments.rivals import REFERENCES
+from generate import ANSWERS, CHECKPOINT, as_rows, fit_prompt, read_context, select_lines, write
 from mask import Layout, make_layout, may_attend
 from render import CELLS, PATCH, enlarge, glyphs, patches_per_chunk, render
 from vist2 import Config, Vist2
 
-REFERENCES = ("none", "full")  # they have no ratio
 TEXT, SKETCH = (0.40, 0.65, 0.90), (1.00, 0.62, 0.15)  # red, green, blue of what is looked at
 WIDTH = 816  # pixels of a picture
 GAP, LINE = 8, 26  # pixels between sketches, and of a line of words
@@ -100,13 +96,9 @@ def moments(
     session.prefill(as_rows(prompt))
     for new in write(session, session.logits, count):
         text = session.text[0, : session.count].clone()
-        finished, rest = text.split([session.sketched * n, len(text) - session.sketched * n])
-        yield Moment(
-            finished.view(session.sketched, n),
-            bytes(rest.tolist()),
-            session.seen,
-            session.logits[0].softmax(-1),
-        )
+        S, probabilities = session.sketched, session.logits[0].softmax(-1)
+        finished, rest = text[: S * n].view(S, n), bytes(text[S * n :].tolist())
+        yield Moment(finished, rest, session.seen, probabilities)
         if new.item() == stop:
             break
 
@@ -160,18 +152,15 @@ def moment_picture(moment: Moment, config: Config, slots: int) -> Image.Image:
 
     shares = [torch.stack([moment.seen[layer] for layer in half]).mean(0) for half in halves]
     deepest = max((share[: S * m].max().item() for share in shares if S), default=0.0)
-    for number, (half, share) in enumerate(zip(halves, shares)):
+    for number, (half, share) in enumerate(zip(halves, shares, strict=True)):
         top = number * strip
         on_sketches, start, on_bytes = share.split([S * m, 1, len(moment.open)])
-        say(
-            4,
-            top + 4,
-            f"layers {half[0] + 1} to {half[-1] + 1}:  {on_sketches.sum():.0%} of attention on "
-            f"sketches, {start.item():.0%} on START, {on_bytes.sum():.0%} on the bytes below",
-        )
-        for i, (chunk, seen) in enumerate(zip(moment.finished, on_sketches.view(S, m))):
+        words = f"layers {half[0] + 1} to {half[-1] + 1}:  {on_sketches.sum():.0%} of attention on "
+        words += f"sketches, {start.item():.0%} on START, {on_bytes.sum():.0%} on the bytes below"
+        say(4, top + 4, words)
+        for i, seen in enumerate(on_sketches.view(S, m)):
             corner = 4 + i % columns * width, top + LINE + i // columns * height
-            page.paste(sketch_picture(chunk, seen / deepest, config, zoom), corner)
+            page.paste(sketch_picture(moment.finished[i], seen / deepest, config, zoom), corner)
         newest = moment.open[-64:]
         x, y = 4 + GLYPH[0] * len(newest), top + strip - GLYPH[1] - GAP
         if newest:
@@ -179,9 +168,8 @@ def moment_picture(moment: Moment, config: Config, slots: int) -> Image.Image:
         draw.rectangle((x, y, x + GLYPH[0] - 1, y + GLYPH[1] - 1), outline="black", width=2)
     top = strip * len(halves)
     say(4, top, f"deepest orange: {deepest:.1%} on one patch.  The byte to come (the empty box):")
-    likely = moment.probabilities.topk(4)
-    for number, (share, byte) in enumerate(zip(likely.values.tolist(), likely.indices.tolist())):
-        y = top + (number + 1) * LINE
+    for number, byte in enumerate(moment.probabilities.topk(4).indices.tolist()):
+        y, share = top + (number + 1) * LINE, moment.probabilities[byte].item()
         page.paste(bytes_picture(bytes([byte]), torch.zeros(1)), (4, y))
         draw.rectangle((24, y + 4, 24 + 300 * share, y + 19), fill="gray")
         say(30 + 300 * share, y + 3, f"{share:.1%}")
@@ -207,15 +195,15 @@ def trace(args: argparse.Namespace) -> None:
         seen = list(moments(model, prompt, args.bytes, capacity, STOP))
     slots = max(1, *(len(moment.finished) for moment in seen))
     moving = args.out.lower().endswith(".gif")
-    pages = [
-        moment_picture(moment, model.config, slots) for moment in (seen if moving else seen[-1:])
-    ]
+    shown = seen if moving else seen[-1:]
+    pages = [moment_picture(moment, model.config, slots) for moment in shown]
     film = Image.fromarray(np.concatenate([np.array(page) for page in pages]))
     colours = film.quantize(48)  # the same for all, so that a frame stores only what changes
     first, *rest = (page.quantize(palette=colours, dither=Image.Dither.NONE) for page in pages)
     more = dict(save_all=True, append_images=rest, duration=400, loop=0) if moving else {}
     first.save(args.out, **more)
-    print(f"written: {one_line(bytes(moment.likeliest for moment in seen))}")
+    written = bytes(moment.likeliest for moment in seen)
+    print(f"written: {one_line(written.removesuffix(bytes([STOP])))}")
 
 
 # ------------------------------------------------------------------------- what needs no model
@@ -241,50 +229,43 @@ def cells(args: argparse.Namespace) -> None:
     page.quantize(32).save(args.out, optimize=True)
 
 
-def find_pyplot():
-    """Raises UserError where matplotlib is missing."""
+def new_figure(rows: int = 1, columns: int = 1, size=(8, 4.4)):
+    """(figure, axes) of matplotlib. Raises UserError where that is missing."""
     try:
         import matplotlib
     except ImportError:
-        raise UserError(
-            "this picture needs matplotlib, which is not there: pip install matplotlib"
-        ) from None
+        missing = "this picture needs matplotlib, which is not there: pip install matplotlib"
+        raise UserError(missing) from None
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    return pyplot
+    return pyplot.subplots(rows, columns, figsize=size, layout="constrained")
 
 
 def mask(args: argparse.Namespace) -> None:
     """Four chunks of four bytes and one sketch token each, under three histories; of the prompt's
     two chunks "prompt" keeps sketches."""
     N, n, m = 4, 4, 1
-    figure, axes = find_pyplot().subplots(1, 3, figsize=(12, 4.4), layout="constrained")
-    titles = (
-        ("full: a plain GPT", 0),
-        ("prompt: compress what is read", 2),
-        ("sketch: VIST2, and what is written", 3),
-    )
-    for axis, (title, S) in zip(axes, titles):
+    figure, axes = new_figure(1, 3, (12, 4.4))
+    titles = ("full: a plain GPT", "prompt: compress what is read")
+    titles += ("sketch: VIST2, and what is written",)
+    for axis, S, title in zip(axes, (0, 2, N - 1), titles, strict=True):
         layout = make_layout(N, n, m, S)
         seen = may_attend(Layout(*(field[:, None] for field in layout)), layout)[..., None]
-        kinds = layout.is_sketch[:, None]
-        colours = torch.where(kinds, torch.tensor(SKETCH), torch.tensor(TEXT))
-        axis.imshow(torch.where(seen, colours, torch.tensor(1.0)).numpy())
-        names, ends = [], []
-        for index, chunk, is_sketch in zip(layout.index, layout.chunk, layout.is_sketch):
+        colours = torch.tensor([TEXT, SKETCH])[layout.is_sketch.int()]
+        axis.imshow(torch.where(seen, colours, 1.0).numpy())
+        begins: dict[str, int] = {}
+        for index, _, chunk, is_sketch in torch.stack(layout).T.tolist():
             last = f"chunks {chunk} to {N - 1}" if chunk < N - 1 else f"chunk {chunk}"
             name = f"sketch {chunk}" if is_sketch else f"chunk {chunk}" if chunk < S else last
-            if name not in names:
-                names.append(name)
-                ends.append(index.item())
-        ends.append(len(layout.index))
-        middles = [(a + b - 1) / 2 for a, b in zip(ends, ends[1:])]
-        axis.set_yticks(middles, names)
-        axis.set_xticks(middles, names, rotation=90)
-        for end in ends[1:-1]:
-            axis.axhline(end - 0.5, color="0.6", linewidth=0.6)
-            axis.axvline(end - 0.5, color="0.6", linewidth=0.6)
+            begins.setdefault(name, index)
+        edges = [*begins.values(), len(layout.index)]
+        middles = [(a + b - 1) / 2 for a, b in pairwise(edges)]
+        axis.set_yticks(middles, begins)
+        axis.set_xticks(middles, begins, rotation=90)
+        for edge in edges[1:-1]:
+            for line in (axis.axhline, axis.axvline):
+                line(edge - 0.5, color="0.6", linewidth=0.6)
         axis.set(title=title)
     axes[0].set_ylabel("who looks (one input a row)")
     axes[1].set_xlabel("at what: text blue, a sketch token orange")
@@ -295,7 +276,7 @@ def cache(args: argparse.Namespace) -> None:
     """Entries held after each of 512 bytes, as a session reports them; weights do not matter."""
     config = Config(layers=1)
     model, prompt, total = Vist2(config).eval(), 4 * config.chunk, 8 * config.chunk
-    figure, axis = find_pyplot().subplots(figsize=(8, 4.4), layout="constrained")
+    figure, axis = new_figure()
     for history, begin in (("full", 0), ("prompt", prompt), ("sketch", 0)):
         colour = COLOURS[history]
         session = Session(model, 1, history, total + config.chunk)
@@ -318,92 +299,82 @@ def cache(args: argparse.Namespace) -> None:
     figure.savefig(args.out, dpi=100)
 
 
-# --------------------------------------------------------------------- what training came to
+# ------------------------------------------------------------------------- what was measured
 
 
 def position(args: argparse.Namespace) -> None:
     """Bits at each position in a chunk, over the later chunks of every held-out window."""
-    pyplot = find_pyplot()
-    curves = []
+    figure, axis = new_figure()
     for path in args.checkpoints:
         model, info = load_checkpoint(path)
         corpus = load_corpus(args.data, model.config.chunks * model.config.chunk)
-        if corpus.digest != info["digest"]:
+        if corpus.digest != info.get("digest"):
             raise UserError(
-                f"{path} was trained on {info['corpus']}, digest {info['digest']}; here is "
+                f"{path} was trained on {info.get('corpus')}, digest {info.get('digest')}; here is "
                 f"{corpus.name}, {corpus.digest}, whose held-out files it may have seen"
             )
         bits = held_out_bits(model, corpus, info["history"])
-        curves.append((path, bits_by_position(bits)))
-    figure, axis = pyplot.subplots(figsize=(8, 4.4), layout="constrained")
-    for name, curve in curves:
-        axis.plot(curve, ".-", label=name)
+        axis.plot(bits_by_position(bits), ".-", label=path)
     axis.set(xlabel="position in the chunk, bytes", ylabel="bits per byte, held-out text", ylim=0)
     axis.set(title="a chunk's edge: what the past tells about the first bytes")
     axis.legend()
     figure.savefig(args.out, dpi=100)
 
 
-def log_lines(path: str) -> list[dict]:
-    """Raises UserError for what train.py has not written."""
-    written = read_file(path)
+def take(row, field: str, kind: Callable = float):
+    """A field of what JSON has, as some kind. Raises UserError where it is missing or another."""
     try:
-        lines = [json.loads(line) for line in written.splitlines()]
-        for line in lines:
-            line["step"], line["stage"]  # a KeyError if it is no log's
-        return lines
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path} is no log, expected a log.jsonl of train.py") from None
+        return kind(row[field])
+    except (KeyError, OverflowError, TypeError, ValueError):
+        raise UserError(f"{field!r} is missing or wrong") from None
+
+
+@contextlib.contextmanager
+def expect(what: str, source: str):
+    """Raises UserError, which names the source and what is wrong there, for any ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{source}: {error}, expected {what}") from None
+
+
+LOGGED = {  # of a line of log.jsonl, or of what it has for held-out files: what is drawn
+    "accuracy": "training batches",
+    "reading noise": "random bytes read",
+    "reading text": "held-out text read",
+    "recall 1": "recall at one chunk",
+    "recall 8": "recall at eight chunks",
+}
 
 
 def reading(args: argparse.Namespace) -> None:
     """Reading in training batches and on held-out files, and recall, as logs have them."""
-    pyplot = find_pyplot()
-    figure, axis = pyplot.subplots(figsize=(8, 4.4), layout="constrained")
-    shown = {
-        "reading noise": "random bytes read",
-        "reading text": "held-out text read",
-        "recall 1": "recall at one chunk",
-        "recall 8": "recall at eight chunks",
-    }
     points: dict[str, list[tuple[int, float]]] = {}
-    begun, step, stages = 0, 0, {}
+    stages: dict[tuple[str, str], int] = {}
+    begun = step = 0
     for path in args.logs:
-        for line in log_lines(path):
-            step = begun + line["step"]
-            stages.setdefault((path, line["stage"]), step)
-            if "accuracy" in line:
-                points.setdefault("training batches", []).append((step, line["accuracy"]))
-            for name, value in line.get("held out", {}).items():
-                if name in shown:
-                    points.setdefault(shown[name], []).append((step, value))
+        for number, text in enumerate(read_file(path).splitlines(), start=1):
+            with expect("a log.jsonl of train.py", f"{path}, line {number}"):
+                line = json.loads(text)
+                step, stage = begun + take(line, "step", int), take(line, "stage", str)
+                line |= take({"held out": {}} | line, "held out", dict)
+                shares = {name: take(line, key) for key, name in LOGGED.items() if key in line}
+            stages.setdefault((path, stage), step)
+            for name, share in shares.items():
+                points.setdefault(name, []).append((step, share))
         begun = step
     if not points:
         raise UserError(f"{' '.join(args.logs)}: no reading there, expected logs of `sketch`")
+    figure, axis = new_figure()
     for name, found in points.items():
         style = dict(color="0.85", linewidth=0.5, zorder=0) if name == "training batches" else {}
-        axis.plot(*zip(*found), "-" if style else ".-", label=name, **style)
+        axis.plot(*zip(*found, strict=True), "-" if style else ".-", label=name, **style)
     for (_, name), step in stages.items():
         axis.axvline(step, color="0.5", linestyle=":")
         axis.text(step, 0.02, f" {name}", rotation=90, color="0.3", va="bottom")
     axis.set(xlabel="steps", ylabel="share of bytes read right; of questions answered")
     axis.legend(loc="center left", bbox_to_anchor=(0.14, 0.62))
     figure.savefig(args.out, dpi=100)
-
-
-# ------------------------------------------------------------------ what bench and compare say
-
-
-def content_of(path: str, select: Callable):
-    """What `select` takes of a file that --json has written. Raises UserError, which names the
-    field, where it is missing or of another kind."""
-    content = read_file(path)
-    try:
-        return select(json.loads(content))
-    except KeyError as error:
-        raise UserError(f"{path} has no {error}, expected what --json has written") from None
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not what --json has written: {error}") from None
 
 
 def costs(args: argparse.Namespace) -> None:
@@ -414,21 +385,18 @@ def costs(args: argparse.Namespace) -> None:
         ("cache entries while writing", "writing", " entries", SIDES),
         ("training, bytes a second", "training", " B/s", ("full", "sketch")),
     )
+    content = read_file(args.file)
+    with expect("what bench --json writes", args.file):
+        tables = take(json.loads(content), "tables", dict)
 
-    def select(content) -> list[dict[str, tuple[list[float], list[float]]]]:
-        return [
-            {
-                side: tuple(
-                    [float(row[field]) for row in content["tables"][name]]
-                    for field in ("bytes", side + unit)
-                )
-                for side in sides
-            }
+        def column(name: str, field: str) -> list[float]:
+            return [take(row, field) for row in take(tables, name, list)]
+
+        curves = [
+            {side: (column(name, "bytes"), column(name, side + unit)) for side in sides}
             for _, name, unit, sides in panels
         ]
-
-    curves = content_of(args.file, select)
-    figure, axes = find_pyplot().subplots(2, 2, figsize=(10, 7), layout="constrained")
+    figure, axes = new_figure(2, 2, (10, 7))
     for axis, sides, (title, name, _, _) in zip(axes.flat, curves, panels, strict=True):
         for side, (lengths, values) in sides.items():
             axis.plot(lengths, values, ".-", color=COLOURS[side], label=side)
@@ -441,39 +409,41 @@ def costs(args: argparse.Namespace) -> None:
     figure.savefig(args.out, dpi=100)
 
 
-def select_scores(content) -> list[dict]:
-    """Of each run of compare what is drawn."""
-    return [
-        {
-            "rival": str(run["rival"]),
-            "ratio": float(run["ratio"]),
-            "bpb": float(run["bpb"]),
-            "by position": [float(bits) for bits in run["by position"]],
-        }
-        | {k: float(v) for k, v in run.items() if k == "reading noise" or k.startswith("gap")}
-        for run in content["runs"]
-    ]
+def read_scores(path: str) -> list[dict]:
+    """Of each run of compare what is drawn. Raises UserError."""
+    content = read_file(path)
+    with expect("what compare --json writes", path):
+        return [
+            {"rival": take(run, "rival", str), "ratio": take(run, "ratio")}
+            | {"bpb": take(run, "bpb"), "by position": take(run, "by position", as_numbers)}
+            | {k: take(run, k) for k in run if k == "reading noise" or k.startswith("gap")}
+            for run in take(json.loads(content), "runs", list)
+        ]
+
+
+def as_numbers(values) -> list[float]:
+    return list(map(float, values))
 
 
 def rivals(args: argparse.Namespace) -> None:
     """The gap that each rival closes at 4x, one point a seed, and its loss by position."""
-    scores = [s for s in content_of(args.file, select_scores) if s["ratio"] == 4]
+    scores = [s for s in read_scores(args.file) if s["ratio"] == 4]
     if not scores:
         raise UserError(f"{args.file} has no run at 4x")
     names = list(dict.fromkeys(s["rival"] for s in scores))
-    figure, (gaps, chunk) = find_pyplot().subplots(1, 2, figsize=(13, 5), layout="constrained")
+    figure, (gaps, chunk) = new_figure(1, 2, (13, 5))
     kinds = dict.fromkeys(name for s in scores for name in s if name.startswith("gap"))
     for number, gap in enumerate(kinds):
-        points = [
-            (names.index(s["rival"]) + (number - 1) / 5, s[gap]) for s in scores if gap in s
-        ]
-        gaps.plot([x for x, _ in points], [y for _, y in points], ".", label=gap)
+        found = [s for s in scores if gap in s]
+        x = [names.index(s["rival"]) + (number - 1) / 5 for s in found]
+        gaps.plot(x, [s[gap] for s in found], ".", label=gap)
     gaps.set(title="gap closed at 4x, one point a seed", ylabel="%")
     gaps.set_xticks(range(len(names)), names, rotation=30)
     gaps.legend()
     for name in names:
         curves = [s["by position"] for s in scores if s["rival"] == name]
-        chunk.plot([statistics.mean(values) for values in zip(*curves)], ".-", label=name)
+        means = [statistics.mean(bits) for bits in zip(*curves, strict=False)]
+        chunk.plot(means, ".-", label=name)
     chunk.set(title="loss in a chunk at 4x", xlabel="position, bytes", ylabel="bits per byte")
     chunk.legend()
     figure.savefig(args.out, dpi=100)
@@ -481,8 +451,8 @@ def rivals(args: argparse.Namespace) -> None:
 
 def ratios(args: argparse.Namespace) -> None:
     """Loss and reading of each rival by ratio; `none` and `full` are level lines."""
-    scores = content_of(args.file, select_scores)
-    figure, axes = find_pyplot().subplots(1, 2, figsize=(13, 5), layout="constrained")
+    scores = read_scores(args.file)
+    figure, axes = new_figure(1, 2, (13, 5))
     panels = (
         ("bpb", "held-out text", "bits per byte"),
         ("reading noise", "random bytes read", "share"),
@@ -505,11 +475,11 @@ def ratios(args: argparse.Namespace) -> None:
 # ------------------------------------------------------------------------------ command line
 
 
-def check_picture(path: str) -> None:
-    """Raises UserError for a file that Pillow and matplotlib would not know how to write."""
+def check_picture(path: str, endings: tuple[str, ...]) -> None:
+    """Raises UserError for a file that cannot be written, or not as a picture."""
     check_writable(path)
-    if Path(path).suffix.lower() not in (".png", ".gif"):
-        raise UserError(f"--out is {path}, expected a name that ends in .png or .gif")
+    if Path(path).suffix.lower() not in endings:
+        raise UserError(f"--out is {path}, expected a name that ends in {' or '.join(endings)}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -519,36 +489,36 @@ def main(argv: list[str] | None = None) -> None:
     )
     pictures = parser.add_subparsers(required=True, metavar="PICTURE")
 
-    def picture(draw, about: str) -> argparse.ArgumentParser:
+    def picture(draw, about: str, endings=(".png",)):
         name = draw.__name__
         sub = pictures.add_parser(name, help=about, description=draw.__doc__)
-        sub.add_argument("--out", default=f"{name}.png", help="where it goes (%(default)s)")
-        sub.set_defaults(draw=draw)
-        return sub
+        sub.set_defaults(draw=draw, endings=endings)
+        about = f"where it goes, {' or '.join(endings)} (%(default)s)"
+        sub.add_argument("--out", default=f"{name}.png", help=about)
+        return sub.add_argument
 
-    sub = picture(trace, "where the model looks while it writes; .png, or .gif to see it move")
-    sub.add_argument("file", help="the text before, - for standard input")
-    sub.add_argument("--lines", metavar="A-B", help="of the text, from 1; default: all")
-    sub.add_argument("--ask", metavar="QUESTION", help="a question about the text, to be answered")
-    sub.add_argument("--bytes", type=int, default=1, help="to write (%(default)s)")
-    sub.add_argument("--checkpoint", help="what train.py wrote; default as in generate.py")
+    about = "where the model looks while it writes; .png, or .gif to see it move"
+    add = picture(trace, about, (".png", ".gif"))
+    add("file", help="the text before, - for standard input")
+    add("--lines", metavar="A-B", help="of the text, from 1; default: all")
+    add("--ask", metavar="QUESTION", help="a question about the text, to be answered")
+    add("--bytes", type=int, default=1, help="to write (%(default)s)")
+    add("--checkpoint", help="what train.py wrote; default as in generate.py")
     picture(mask, "who sees whom under three histories")
     picture(cache, "what the cache holds while a text grows")
-    picture(cells, "64 bytes at each of the four ratios").add_argument(
-        "file", help="any text, - for standard input"
-    )
-    sub = picture(position, "loss by position in the chunk; takes a training for each curve")
+    picture(cells, "64 bytes at each ratio")("file", help="any text, - for standard input")
+    add = picture(position, "loss by position in the chunk; takes a training for each curve")
     trained = "what train.py wrote, under any history; train.py --history none, say, comes first"
-    sub.add_argument("checkpoints", nargs="+", help=trained)
-    sub.add_argument("--data", metavar="PATH", help="what they were trained on, as in train.py")
-    sub = picture(reading, "reading and recall over training")
-    sub.add_argument("logs", nargs="+", help="log.jsonl of one run, or of runs in a row")
+    add("checkpoints", nargs="+", help=trained)
+    add("--data", metavar="PATH", help="what they were trained on, as in train.py")
+    add = picture(reading, "reading and recall over training")
+    add("logs", nargs="+", help="log.jsonl of one run, or of runs in a row")
     for draw, program in ((costs, "bench"), (rivals, "compare"), (ratios, "compare")):
-        sub = picture(draw, f"what {program} has measured")
-        sub.add_argument("file", help=f"what {program} --json has written")
+        add = picture(draw, f"what {program} has measured")
+        add("file", help=f"what {program} --json has written")
     args = parser.parse_args(argv)
     with command_line("figures.py", "--bytes"):
-        check_picture(args.out)
+        check_picture(args.out, args.endings)
         args.draw(args)
         print(one_line(args.out))
 

@@ -200,6 +200,7 @@ class Rival:
     spells: bool = True
 
 
+REFERENCES = ("none", "full")  # they have no memory, and so no ratio
 RIVALS = {
     "none": Rival(Vist2, "none"),  # the lower reference
     "full": Rival(Vist2, "full", "full"),  # the upper one: a plain GPT

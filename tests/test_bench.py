@@ -1,78 +1,77 @@
 import json
 import os
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_model
 
 from experiments import bench, report
 from vist2 import Config
 
+ROOT = Path(__file__).parent.parent
+MACHINE = ("tiny", (16, 4), "cpu")
+
 
 @pytest.fixture
-def quick(monkeypatch, capsys):
-    """Runs bench.py on a miniature: quick(*arguments) -> what it prints."""
-    monkeypatch.setattr(bench, "SEGMENT", 64)
-    monkeypatch.setitem(bench.SIZES, "mini", Config.preset("mini"))
+def printed(monkeypatch, capsys):
+    """printed(*arguments) -> what bench.py prints of a miniature."""
+    monkeypatch.setattr(bench, "SEGMENT", 32)
+    monkeypatch.setitem(bench.SIZES, "mini", Config.preset("mini", chunk=16))
     monkeypatch.setattr(bench, "fresh_peak", lambda work, history, *rest: len(history) * 1.0)
 
-    def quick(*arguments):
-        bench.main(
-            ["--size", "mini", "--device", "cpu", "--lengths", "64", "512", "--repeats", "1"]
-            + ["--written", "128", *arguments]
-        )
+    def printed(*arguments):
+        small = ["--size", "mini", "--lengths", "512", "64", "--written", "64", "--repeats", "1"]
+        bench.main([*small, "--device", "cpu", *arguments])
         return capsys.readouterr().out
 
-    return quick
+    return printed
 
 
-def test_every_table_is_printed_and_written_as_json(quick, tmp_path):
-    printed = quick("--json", str(tmp_path / "cost.json"))
+def test_every_table_is_printed_and_written_as_json(printed, tmp_path):
+    once = printed("--json", str(tmp_path / "cost.json"))
     content = json.loads((tmp_path / "cost.json").read_text())
-    assert content["machine"]["threads"] == torch.get_num_threads()
-    assert (
-        content["configs"]["mini"]["width"] == Config.preset("mini").width and content["seed"] == 0
-    )
+    assert content["machine"]["threads"] == torch.get_num_threads() and content["seed"] == 0
+    assert content["configs"]["mini"] == vars(bench.SIZES["mini"]) | {"cell": [16, 4]}
+    tables = content["tables"]
     names = {"reading", "reading memory", "writing", "writing late", "training"}
-    assert content["tables"].keys() == names | {"training memory", "counted", "break-even"}
-    for table in content["tables"].values():
-        assert f"| {' | '.join(table[0])} |" in printed
-    assert [row["bytes"] for row in content["tables"]["reading"]] == [64, 512]
-    assert [row["bytes"] for row in content["tables"]["training"]] == [512]
-    assert content["tables"]["training memory"][0]["saved %"] == -50  # "full", "sketch"
+    assert tables.keys() == names | {"training memory", "counted", "break-even"}
+    for table in tables.values():
+        assert f"| {' | '.join(table[0])} |" in once
+    assert [row["bytes"] for row in tables["reading"]] == [64, 512]
+    assert [row["bytes"] for row in tables["training"]] == [512]
+    assert tables["training memory"][0]["saved %"] == -50  # of "full", "sketch"
+    row = tables["reading"][0]
+    parts = row["= render"] + row["+ encoder"] + row["+ decoder"]
+    assert parts == pytest.approx(row["sketch ms"])
+    row = tables["writing"][-1]  # 16 bytes were read before, 64 written
+    held = [row[f"{side} {kind}"] for side in bench.SIDES for kind in ("entries", "most")]
+    assert held == [81, 81, 4 + 65, 4 + 65, 5 * 4 + 1, 4 * 4 + 16]  # as sketch: most, then least
+    for even, field in zip(tables["break-even"], ("full / sketch", "sketch / full"), strict=False):
+        leads = {row["bytes"]: row[field] for row in tables[even["at"]]}
+        assert even == {"at": even["at"]} | bench.break_even(leads)
 
 
-def test_the_cache_holds_what_the_formula_says_and_prompt_saves_nothing_while_writing(
-    monkeypatch,
-):
-    model = make_model(chunk=16)
-    n, m = 16, 4
-    monkeypatch.setattr(bench, "SEGMENT", 40)
-    rows = list(bench.writing(model, 32, 120))
-    assert [row["bytes"] for row in rows] == [72, 112, 152]
-    for row in rows:
-        t = row["bytes"]
-        assert row["sketch most"] == max(u // n * m + 1 + u % n for u in range(t - 39, t + 1))
-        assert row["sketch entries"] == t // n * m + 1 + t % n
-        assert row["full entries"] == t + 1
-        assert row["prompt entries"] == 2 * m + 1 + t - 32
+def test_every_length_stands_in_break_even_once_and_where_its_own_speed_puts_it():
+    found = bench.break_even({512: 0.5, 1024: 1.3, 2048: 1.05, 4096: 1 / 1.05, 8192: 2.0})
+    assert found == {"faster": "1,024 8,192", "level": "2,048 4,096", "slower": "512"}
+    assert bench.break_even({64: 2.0})["slower"] == "never"
 
 
-@pytest.mark.parametrize("length", [64, 128, 16 * 65])
+@pytest.mark.parametrize("length", [64, 16 * 65])
 def test_flops_are_those_counted_by_hand(length):
     config = Config.preset("mini", chunk=16)
     n, m, C = 16, 4, config.width
     model = bench.make_model(config, "meta")
     weights = sum(p.numel() for p in model.decoder.parameters() if p.ndim == 2)
-    head = 2 * C * 256
     scores = 4 * config.layers * config.heads * config.head_width  # for one pair of tokens
     chunk = torch.empty(1, 1, n, dtype=int, device="meta")
     encoder = report.flops(lambda: model.compress(chunk))[0]
 
     def decoder(tokens, entries):
-        return tokens * 2 * weights + head + tokens * entries * scores
+        return tokens * 2 * weights + 2 * C * 256 + tokens * entries * scores
 
     full, sketch = (bench.count_deep(config, side, length, encoder) for side in ("full", "sketch"))
     T, S = length + 1, length // n * m + 1
@@ -80,28 +79,24 @@ def test_flops_are_those_counted_by_hand(length):
     assert full["read"] == decoder(T, T) - T * T * scores / 2
     assert sketch["encoder"] == length // n * encoder > 0
     assert sketch["torch"] == decoder(S, S) + sketch["encoder"]
-    text = torch.empty(1, length, dtype=int, device="meta")
-    assert sketch["torch"] == report.flops(lambda: bench.prefill(model, "sketch", text))[0]
     assert sketch["read"] == decoder(S, S) - S * S * scores / 2 + sketch["encoder"]
-    steps = [decoder(1, T + 1 + k) for k in range(n)]
-    assert full["write"] == pytest.approx(sum(steps) / n)
-    steps = [decoder(1, S + 1 + k) for k in range(n - 1)]
-    end = decoder(m + 1, S + m) + encoder
-    assert sketch["write"] == pytest.approx((sum(steps) + end) / n)
+    end = decoder(m + 1, S + m) + encoder  # of a chunk: its sketch comes in place of its bytes
+    write = end + sum(decoder(1, S + 1 + k) for k in range(n - 1))
+    assert sketch["write"] == pytest.approx(write / n)
+    assert full["write"] == pytest.approx(sum(decoder(1, T + 1 + k) for k in range(n)) / n)
     entry = 2 * config.layers * config.kv_heads * config.head_width * 4  # bytes
     assert (full["entries"], sketch["entries"]) == (T, S)
     assert full["cache"] == T * entry and sketch["cache"] == S * entry
 
 
-def test_the_papers_sizes_are_counted_beside_its_claims(monkeypatch, capsys):
+def test_the_papers_sizes_are_counted_as_ever_beside_its_claims(monkeypatch, capsys):
     monkeypatch.setattr(bench, "PAPER", {"0.6B": bench.PAPER["0.6B"]})
     monkeypatch.setattr(bench, "PAPER_LENGTHS", [4096])
-    tables = bench.count_paper((16, 4))
-    printed = capsys.readouterr().out
-    assert "0.74 billion weights" in printed and "FLOPs 74 % fewer" in printed
-    [row] = tables["0.6B"]
-    assert 50 < row["saved %"] < 75 < row["as torch counts %"] < 78
-    assert 74 < row["cache saved %"] < 75 and row["of it encoder"] > 0
+    bench.main(["--paper"])
+    once = capsys.readouterr().out
+    assert "0.74 billion weights" in once and "FLOPs 74 % fewer" in once
+    counts = "5,534 | 1,646 | 622.8 | 70.25 | 76.32 | 1,829 | 1,556 | 4,097 | 1,025 | 896.2 | 224.2"
+    assert f"| 4,096 | {counts} | 74.98 |" in once
 
 
 def test_sides_take_turns_after_a_warm_up():
@@ -111,71 +106,49 @@ def test_sides_take_turns_after_a_warm_up():
     assert "".join(calls) == "abababab" and [len(t) for t in times.values()] == [3, 3]
 
 
-def test_a_prompts_time_is_split_without_a_rest():
-    [row] = bench.reading(make_model(chunk=16), [64], 1)
-    parts = row["= render"] + row["+ encoder"] + row["+ decoder"]
-    assert parts == pytest.approx(row["sketch ms"])
+def test_peak_memory_is_that_of_a_fresh_process_and_of_the_work_alone():
+    mib = bench.fresh_peak("reading", "full", 4096, *MACHINE)
+    cache = 4096 * 8192 / 2**20  # keys and values: 4 layers, 4 heads of 64, float32
+    assert cache < mib < 4 * cache  # torch alone takes more
 
 
-def test_a_process_that_is_killed_gets_one_clear_line(monkeypatch):
+@pytest.mark.parametrize("tunables", [None, "", "glibc.malloc.check=0"])
+def test_a_killed_process_gets_one_clear_line_and_the_environment_stays(monkeypatch, tunables):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if tunables is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", tunables)
     killed = subprocess.CompletedProcess([], returncode=-9)  # by the system, out of memory
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: killed)
     with pytest.raises(bench.UserError, match="reading 64 bytes as tiny under full needs more mem"):
-        bench.fresh_peak("reading", "full", 64, "tiny", (16, 4), "cpu")
+        bench.fresh_peak("reading", "full", 64, *MACHINE)
+    assert os.environ.get("GLIBC_TUNABLES") == tunables
+
+
+@pytest.mark.parametrize(
+    "path", [*ROOT.glob("*.py"), *ROOT.glob("experiments/*.py")], ids=lambda path: path.stem
+)
+def test_nothing_that_only_unix_has_is_needed_to_import(monkeypatch, path):
+    for name in ("resource", "fcntl", "pwd", "grp", "termios"):
+        monkeypatch.setitem(sys.modules, name, None)
+    runpy.run_path(str(path))
 
 
 def test_numbers_are_written_without_exponents():
-    assert [report.written(x) for x in (0.12345, 12345.6, 12345, "at")] == [
-        "0.1235",
-        "12,346",
-        "12,345",
-        "at",
-    ]
-
-
-def test_peak_memory_is_that_of_a_fresh_process(monkeypatch):
-    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    small, large = (
-        bench.fresh_peak("reading", "full", length, "tiny", (16, 4), "cpu")
-        for length in (64, 16384)
-    )
-    assert small < 32 and large > 64  # MiB: the cache of 16 Ki bytes alone
-    assert "GLIBC_TUNABLES" not in os.environ
-
-
-def test_every_length_stands_in_break_even_once_and_where_its_own_speed_puts_it():
-    found = bench.break_even({512: 0.5, 1024: 1.3, 2048: 1.05, 4096: 1 / 1.05, 8192: 2.0})
-    assert found == {"faster": "1,024 8,192", "level": "2,048 4,096", "slower": "512"}
-    assert bench.break_even({64: 2.0})["slower"] == "never"
-
-
-def test_nothing_that_only_unix_has_is_needed_to_import_anything():
-    """resource, fcntl and msvcrt are imported where they are used."""
-    folder = os.path.dirname(os.path.dirname(bench.__file__))
-    names = [f"experiments.{name}" for name in ("bench", "compare", "figures")] + ["train"]
-    code = "import sys; sys.modules.update(resource=None, fcntl=None, pwd=None); import "
-    subprocess.run([sys.executable, "-c", code + ", ".join(names)], check=True, cwd=folder)
+    numbers = (0.12345, 0.00001234, 12345.6, 12345, "at")
+    assert [*map(report.written, numbers)] == ["0.1235", "0.00001234", "12,346", "12,345", "at"]
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--lengths", "100"], "--lengths is 100, expected a multiple of 64"),
-        (["--lengths", "0"], "--lengths is 0, expected"),
-        (["--written", "65"], "--written is 65, expected"),
-        (["--repeats", "0"], "--repeats is 0, expected"),
-        (["--lengths", str(10**9 // 64 * 64), "--size", "8B"], "GiB of weights and cache alone, here are"),
-        (["--lengths", str(2**36)], "--lengths is 68719476736, expected 64 to"),
-        (["--size", "huge"], "--size is 'huge', expected one of tiny, small"),
-        (["--device", "abacus"], "device 'abacus' is not there"),
-        (
-            ["--json", "no/such/folder/cost.json"],
-            "cannot write no/such/folder/cost.json, expected a file",
-        ),
-        (["--json", "."], "expected a file in a folder"),
+        ("--lengths 100", "--lengths is 100, expected a multiple of 16"),
+        ("--lengths 960000000 --size 8B", "GiB of weights and cache alone, here are"),
+        ("--lengths 68719476736", "--lengths is 68719476736, expected 16 to"),
+        ("--repeats 0", "--repeats is 0, expected"),
+        ("--size huge", "--size is 'huge', expected one of tiny, small"),
+        ("--json no/cost.json", "cannot write no/cost.json, expected a file in a folder"),
     ],
 )
-def test_bad_settings_get_one_clear_line(quick, arguments, message):
-    with pytest.raises(SystemExit, match=message) as stopped:
-        quick(*arguments)
-    assert stopped.value.code.startswith("bench.py: ") and "\n" not in stopped.value.code
+def test_bad_settings_get_one_clear_line(printed, arguments, message):
+    with pytest.raises(SystemExit, match=f"^bench.py: .*{message}[^\n]*$"):
+        printed(*arguments.split())

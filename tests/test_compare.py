@@ -1,4 +1,5 @@
 import json
+import signal
 from dataclasses import replace
 
 import pytest
@@ -17,116 +18,111 @@ SMALL = dict(device="cpu", steps=8, lr=5e-3)
 
 @pytest.fixture(autouse=True)
 def miniature(monkeypatch):
-    monkeypatch.setattr(train.Settings, "config", property(lambda run: Config.preset("mini")))
+    config = Config.preset("mini", chunk=16)
+    monkeypatch.setattr(train.Settings, "config", property(lambda run: config))
     monkeypatch.setitem(curriculum.DEFAULTS, "tiny", curriculum.DEFAULTS["mini"])
     monkeypatch.setattr(evaluate, "QUESTIONS", 4)
+    monkeypatch.setattr(compare, "QUICK", 3)
 
 
 @pytest.fixture
-def quick(small_file, tmp_path, capsys):
-    """Runs compare.py on a miniature: quick(*arguments) -> what it prints."""
+def printed(small_file, tmp_path, capsys):
+    """printed(*arguments) -> what compare.py prints of a comparison of miniatures."""
+    small_file.write_bytes(5 * small_file.read_bytes())  # holds the longest questions
 
-    def quick(*arguments):
+    def printed(*arguments):
         out = ["--data", str(small_file), "--out", str(tmp_path / "runs"), "--device", "cpu"]
-        compare.main(["--steps", "4", *out, *arguments])
+        compare.main(["--quick", *out, *arguments])
         return capsys.readouterr().out
 
-    return quick
+    return printed
 
 
-def trained(folder) -> list[str]:
-    return sorted(path.name.split("-")[0] for path in folder.iterdir())
-
-
-def test_gap_closed_is_in_percent_and_blank_where_the_references_hardly_differ():
-    none = {"bpb": 2.0, "position 0": 4.0, "from 16 on": 1.51}
-    full = {"bpb": 1.0, "position 0": 2.0, "from 16 on": 1.50}
-    conv = {"bpb": 1.25, "position 0": 3.5, "from 16 on": 1.50}
-    assert compare.gaps(conv, none, full) == {"gap all %": 75.0, "gap 0 %": 25.0}
-    assert compare.gaps(conv, none, None) == compare.gaps(conv, None, full) == {}
-
-
-def test_a_gap_that_some_seed_lacks_is_left_blank():
-    run, result = make_run("conv", 4, **SMALL), {"bpb": 2.0, "gap all %": 50.4}
-    row = compare.make_row(run, [result, result | {"gap 16+ %": 9.0}])
-    assert row["gap 16+ %"] == "" and row["gap all %"] == "50 ± 0"
-    assert compare.make_row(run, [result, result | {"gap all %": 60.0}])["gap all %"] == "55 ± 5"
-    assert compare.make_row(run, [result])["bpb"] == "2.000"
-
-
-def test_a_comparison_goes_on_where_it_stopped_and_writes_all_it_prints(
-    quick, tmp_path, monkeypatch
-):
-    path, rivals = tmp_path / "all.json", ("none", "full", "sketch", "gist")
-    arguments = ["--rivals", ",".join(rivals), "--seeds", "2", "--writing"]
-    once = quick(*arguments, "--json", str(path))
+def test_a_comparison_writes_all_it_prints_and_trains_nothing_twice(printed, tmp_path, monkeypatch):
+    path, runs = tmp_path / "all.json", tmp_path / "runs"
+    arguments = ["--rivals", "sketch,none", "--writing", "--recall", "3"]
+    once = printed(*arguments, "--json", str(path))
     content = json.loads(path.read_text())
-    runs = content["runs"]
-    order = [(rival, seed) for rival in rivals for seed in (0, 1)]
-    assert [(r["rival"], r["seed"]) for r in runs] == order
-    assert all("gap all %" not in r for r in runs)  # after four steps references hardly differ
-    assert runs[4]["machine"] == content["machine"] and runs[4]["cell"] == [16, 4]
-    assert content["settings"]["rival"] == "sketch" and not content["quick"]
-    assert [row["writer"] for row in content["writing"]] == ["held-out text", "full", "sketch"]
-    assert len(content["controls"]) == 4 and "| gist | 4x |" in once
-    judge = ["full"]  # of writing, by a seed of its own
-    assert trained(tmp_path / "runs") == sorted(2 * [*rivals] + judge)
+    for name in ("runs", "recall"):  # references first, as gaps need them
+        assert [row["rival"] for row in content[name]] == ["none", "sketch"]
+    assert [row["writer"] for row in content["writing"]] == ["held-out text", "sketch"]
+    assert content["quick"] and "TOO FEW, these figures are no results" in once
+    assert content["settings"]["rival"] == "sketch" and len(content["controls"]) == 4
+    for name in ("controls", "writing", "recall"):
+        assert f"| {' | '.join(content[name][0])} |" in once
+    [sketch], judges = runs.glob("sketch-*"), list(runs.glob("full-4x-seed100-*"))
+    assert len(list(runs.iterdir())) == 3 and len(judges) == 1  # of a seed of its own
+    [taught] = sketch.glob("instruct-3-*")
+    before, after = (torch.load(at / "model.pt", weights_only=True) for at in (sketch, taught))
+    assert after["info"]["max_context"] > before["info"]["max_context"] == 0
+    assert after["settings"]["lr"] == 0.8 * before["settings"]["lr"]
+    far = (after["model"]["embedding.weight"] - before["model"]["embedding.weight"]).abs().max()
+    assert 0 < far < 0.1  # taught from where its run ended, not anew
     monkeypatch.setattr(compare, "train", None)  # a call would fail
-    assert quick(*arguments) == once
+    assert printed(*arguments) == once
 
 
-def test_nothing_is_trained_but_what_was_asked_for(quick, tmp_path):
-    printed = quick("--rivals", "sketch")
-    assert trained(tmp_path / "runs") == ["sketch"] and "Long writing" not in printed
+def test_nothing_is_trained_but_what_was_asked_for(printed, tmp_path):
+    once = printed("--rivals", "sketch")
+    assert [path.name[:9] for path in (tmp_path / "runs").iterdir()] == ["sketch-4x"]
+    assert "Long writing" not in once and "| as it is |" in once
 
 
-def test_rivals_are_taught_to_answer_from_where_their_run_ended(
-    quick, small_file, tmp_path, monkeypatch
+def test_a_run_that_was_stopped_goes_on_to_the_score_that_the_core_measures(
+    small_file, tmp_path, monkeypatch
 ):
-    path, long = tmp_path / "all.json", tmp_path / "long.txt"
-    long.write_bytes(5 * small_file.read_bytes())  # which holds the longest examples
-    arguments = ["--rivals", "none,conv,recent,gist", "--recall", "4", "--data", str(long)]
-    once = quick(*arguments, "--json", str(path))
-    monkeypatch.setattr(compare, "train", None)  # a call would fail
-    assert quick(*arguments) == once
-    rows = json.loads(path.read_text())["recall"]
-    assert [row["rival"] for row in rows] == ["none", "conv", "recent", "gist"]
-    assert all(row.keys() == {"rival", *(f"recall {i}" for i in range(1, 5))} for row in rows)
-    for folder in (tmp_path / "runs").iterdir():
-        first, then = (
-            torch.load(at / "model.pt", weights_only=True)
-            for at in (folder, *folder.glob("instruct-4-*"))
-        )
-        (log,) = folder.glob("instruct-4-*/log.jsonl")
-        assert "recall" in json.loads(log.open().readline())
-        assert then["info"]["max_context"] > first["info"]["max_context"] == 0
+    corpus, run = load_corpus(str(small_file), 64), make_run("gist", 4, **SMALL, out=str(tmp_path))
+    expected = compare.train_or_load(run, corpus).state_dict()
+    run = replace(run, out=str(tmp_path / "again"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "check_finite", lambda *_: signal.raise_signal(signal.SIGINT))
+        compare.score_or_load(run, corpus, 8)  # stops after the first step
+    score, model = compare.score_or_load(run, corpus, 8), compare.train_or_load(run, corpus)
+    assert all(torch.equal(weight, expected[name]) for name, weight in model.state_dict().items())
+    bits = evaluate.held_out_bits(model, corpus, "sketch", 8)
+    assert score["by position"] == bits[:, 2:].mean(dim=(0, 1)).tolist()
+    assert score["by chunk"] == bits.mean(dim=(0, 2)).tolist()
+    assert evaluate.evaluate(model, corpus, "sketch", 8).items() <= score.items()
+
+
+def test_gaps_are_those_of_each_seed_and_blank_where_references_hardly_differ(monkeypatch):
+    known = {
+        "none": {"bpb": 2.0, "position 0": 4.0, "from 16 on": 1.51},
+        "full": {"bpb": 1.0, "position 0": 2.0, "from 16 on": 1.50},
+        "conv": {"bpb": 1.25, "position 0": 3.5, "from 16 on": 1.50},
+    }
+
+    def score(run, corpus, windows):  # of seed 1 all is a bit more
+        return {name: value + run.seed / 8 for name, value in known[run.rival].items()}
+
+    monkeypatch.setattr(compare, "score_or_load", score)
+    scores: list[dict] = []
+    lines = [[make_run(name, 8, **SMALL, seed=seed) for seed in (0, 1)] for name in known]
+    rows = list(compare.score_rows(lines, None, None, scores))
+    assert [(s["rival"], s["seed"]) for s in scores] == [(r, s) for r in known for s in (0, 1)]
+    assert all(s["gap all %"] == 75 and s["gap 0 %"] == 25 for s in scores[-2:])
+    assert rows[2]["bpb"] == "1.312 ± 0.062" and rows[2]["gap all %"] == "75 ± 0"
+    assert rows[2]["gap 16+ %"] == "" and "gap 16+ %" not in scores[-1]
+    assert [row["ratio"] for row in rows] == ["", "", "4x"]  # of the miniature's cell
+    assert compare.gaps(known["conv"], None, known["full"]) == {}
 
 
 def test_gist_reads_while_the_others_spell():
-    ours, theirs = (make_run(name, 4, **SMALL | {"steps": 60}).stages for name in ("gist", "sketch"))
-    assert [stage.spelling for stage in theirs] == [1, 0, 0, 0]
-    assert [stage.spelling for stage in ours] == [0, 0, 0, 0]
-    for our, their in zip(ours, theirs, strict=True):
-        assert our.reading + our.spelling == their.reading + their.spelling
-        assert our.steps == their.steps
+    steps = SMALL | {"steps": 60}
+    ours, theirs = (make_run(name, 4, **steps).stages for name in ("gist", "sketch"))
+    assert (ours[0].spelling, ours[0].reading) == (0, 1)
+    assert theirs == [replace(theirs[0], steps=ours[0].steps), *ours[1:]] and theirs[0].spelling
 
 
-def test_a_run_is_kept_under_all_its_settings(small_file, tmp_path, monkeypatch):
-    corpus, settings = load_corpus(str(small_file), 256), SMALL | {"out": str(tmp_path)}
-    run = make_run("conv", 4, **settings)
-    runs = [run, make_run("queries", 4, **settings), make_run("conv", 8, **settings)]
+def test_a_run_is_kept_under_all_its_settings(small_file, monkeypatch):
+    monkeypatch.undo()  # the true config, which tells ratios apart
+    corpus, run = load_corpus(str(small_file), 64), make_run("conv", 4, **SMALL)
+    runs = [run, make_run("queries", 4, **SMALL), make_run("conv", 8, **SMALL)]
     changes = ({"seed": 1}, {"steps": 9}, {"lr": 1.0}, {"device_type": "mps"}, {"version": 0})
     runs += [replace(run, **change) for change in changes]
-    keys = [run.folder(corpus).name[-8:] for run in runs]
-    keys.append(run.folder(replace(corpus, digest="?")).name[-8:])
-    assert len(set(keys)) == 9
-
-
-def test_a_quick_try_takes_few_steps_and_says_that_it_is_no_result(quick, monkeypatch, tmp_path):
-    monkeypatch.setattr(compare, "QUICK", 4)
-    arguments = ["--data", str(tmp_path / "small.txt"), "--out", str(tmp_path / "quick")]
-    compare.main(["--quick", "--rivals", "none", "--device", "cpu", *arguments])
-    assert [path.name[:4] for path in (tmp_path / "quick").iterdir()] == ["none"]
+    keys = {run.key(corpus) for run in runs} | {run.key(replace(corpus, digest="?"))}
+    assert len(keys) == 9
+    assert make_run("full", 8, **SMALL) == make_run("full", 2, **SMALL)  # trained once
 
 
 @pytest.mark.parametrize(
@@ -134,18 +130,15 @@ def test_a_quick_try_takes_few_steps_and_says_that_it_is_no_result(quick, monkey
     [
         (["--rivals", "sketch,cnn"], "'cnn' is unknown, expected some of none,full,sketch"),
         (["--ratios", "4,5"], "'5' is unknown, expected some of 2,4,8,16"),
-        (["--seeds", "0"], "--seeds is 0, expected 1 to"),
         (["--recall", "0"], "--recall is 0, expected 1 to"),
         (["--out", __file__], "a file, expected a folder"),
-        (["--steps", "-3"], "--steps is -3, expected 1 to"),
+        (["--steps", "3"], "not allowed with argument --quick"),
         (["--lr", "0"], "--lr is 0.0, expected"),
         (["--rivals", "gist", "--writing"], "--writing is for full, sketch"),
-        (["--json", "/nowhere/x.json"], "cannot write /nowhere/x.json, expected a file in a fold"),
-        (["--data", "/nowhere"], "/nowhere is not there, expected a file or a folder"),
     ],
 )
-def test_bad_settings_get_one_clear_line(quick, capsys, arguments, said):
+def test_bad_settings_get_one_clear_line(printed, capsys, arguments, said):
     with pytest.raises(SystemExit) as stopped:
-        quick(*arguments)
+        printed(*arguments)
     assert stopped.value.code not in (0, None)
     assert said in str(stopped.value.code) + capsys.readouterr().err

@@ -1,6 +1,7 @@
 import errno
 import io
 import os
+import signal
 import subprocess
 import sys
 import unicodedata
@@ -14,6 +15,7 @@ from console import (
     check_range,
     check_writable,
     command_line,
+    delay_signals,
     one_line,
     printable,
     read_file,
@@ -26,7 +28,10 @@ from console import (
 @pytest.mark.parametrize(
     "error, said",
     [
-        (UserError("two\nlines, a \x1b[2J, a \u202e and a \udcff"), "two^Jlines, a ^[[2J, a \\u202e"),
+        (
+            UserError("two\nlines, a \x1b[2J, a \u202e and a \udcff"),
+            "two^Jlines, a ^[[2J, a \\u202e",
+        ),
         (FileNotFoundError(errno.ENOENT, "No such file", "x\ny"), "[Errno 2] No such file: 'x"),
         (MemoryError(), "not enough memory, try a smaller --samples"),
         (RuntimeError("CUDA out of memory. Tried to allocate"), "not enough memory, try a smaller"),
@@ -115,6 +120,37 @@ def test_a_range_holds_both_its_ends_and_nothing_beyond():
     check_range("--x", 10**9, 0)
     with pytest.raises(UserError, match="--x is 1000000001, expected 0 to 1,000,000,000"):
         check_range("--x", 10**9 + 1, 0)
+
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@pytest.fixture
+def handlers():
+    """Signals are not ignored, even if the tests run in the background or under nohup."""
+    before = [signal.signal(number, signal.default_int_handler) for number in SIGNALS]
+    yield
+    for number, handler in zip(SIGNALS, before, strict=True):
+        signal.signal(number, handler)
+
+
+def test_signals_are_kept_for_later_and_a_second_ctrl_c_interrupts_at_once(handlers):
+    reached = []
+    with pytest.raises(KeyboardInterrupt), delay_signals() as caught:
+        for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(number)  # a closed terminal sends two SIGHUP
+            reached.append(len(caught))
+        signal.raise_signal(signal.SIGINT)
+        reached.append("too far")
+    assert reached == [1, 2, 3, 4]
+    assert {signal.getsignal(number) for number in SIGNALS} == {signal.default_int_handler}
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored(handlers):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with delay_signals() as caught:
+        signal.raise_signal(signal.SIGHUP)
+    assert caught == [] and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 # -------------------------------------------------------------------------------------- files

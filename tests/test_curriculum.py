@@ -5,7 +5,7 @@ import torch
 
 import curriculum
 from curriculum import CHUNK_PARTS, CURRICULUM, INSTRUCT, Stage, chunk_of, scale_stages
-from data import QUESTION, Example, load_corpus
+from data import QUESTION, Corpus, Example, Text, load_corpus
 from vist2 import READ, Config
 
 CONFIG = Config.preset("mini", chunk=16)  # windows of 64 bytes
@@ -92,6 +92,14 @@ def test_language_modelling_comes_in_chunks_of_a_sixteenth_a_quarter_and_the_who
     batches, _ = draw(CURRICULUM[2], config=Config.preset("mini", chunk=64, chunks=1))
     lengths = {task: batches[task].text.shape[-1] for task in QUARTERS}
     assert lengths == {"text": 64, "sixteenth": 4, "quarter": 16, "whole": 64}
+
+
+def test_no_task_draws_from_text_that_is_held_out():
+    learned = b"".join(b"%d lines are learned\n" % i for i in range(999))
+    corpus = Corpus("", "", Text([learned], 64), Text([b"\xfe" * 9999], 64))
+    settings = SimpleNamespace(seed=0, batch_bytes=512)
+    for _, _, batch in curriculum.sample_batches(EVERYTHING, CONFIG, corpus, settings, 0, 0):
+        assert b"\xfe" * 3 not in bytes(batch.text.flatten().tolist())
 
 
 def test_a_task_takes_its_share_of_the_bytes_of_a_step(draw):

@@ -72,13 +72,15 @@ def test_the_digest_tells_names_and_bytes_and_not_the_order_of_a_folder(tmp_path
     assert digests[0] == digests[1] and len(set(digests)) == 3
 
 
-def test_small_files_beside_a_large_one_change_nothing(tmp_path):
+def test_small_files_beside_a_large_one_change_nothing_and_are_counted(tmp_path, capsys):
     """Files shorter than a window are of no use, so they must not count as files to split."""
     (tmp_path / "large").write_bytes(b"".join(LINES) * 5)
     alone = load_corpus(str(tmp_path / "large"), 64)
+    assert capsys.readouterr().err == ""
     for i in range(25):
-        (tmp_path / f"small {i}").write_bytes(b"x" * 63)
+        (tmp_path / f"small {i}").write_bytes(b"x" * (63 if i < 24 else 20 * 64 - 1))
     beside = load_corpus(str(tmp_path), 64)
+    assert "left out, too short: 25 of 26 files, 2,791 bytes" in capsys.readouterr().err
     assert beside.digest == alone.digest
     assert torch.equal(beside.train.bytes, alone.train.bytes)
     assert torch.equal(beside.held_out.bytes, alone.held_out.bytes)
@@ -227,6 +229,12 @@ def test_questions_of_a_step_ask_at_all_distances_and_each_has_one_answer():
         mixed += b"fox" in context
     assert min(asked_at[back] for back in (1, 2, 3)) > 0.7 * max(asked_at.values())
     assert 6 <= mixed <= 25  # one context of four has text between its facts
+
+
+def test_a_context_with_room_for_more_facts_than_there_are_keys_ends(monkeypatch):
+    monkeypatch.setattr(data, "MAX_FACTS", 50)
+    example = data.recall_example(TEXT, generator("long"), 64, 64)
+    assert 300 < len(example.context) < 64 * 64
 
 
 def test_passages_to_repeat_are_different_ones_from_all_over_the_context():

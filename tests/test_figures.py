@@ -1,5 +1,13 @@
+import functools
+import itertools
 import json
+import operator
+import re
+import shlex
 import sys
+from functools import partial
+from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,42 +16,38 @@ from conftest import info
 from PIL import Image
 
 from common import save_checkpoint
+from console import one_line
 from data import load_corpus
 from evaluate import held_out_bits
 from experiments import figures
-from experiments.figures import SIDES, Moment, Watched, moment_picture, moments
+from experiments.figures import Moment, Watched, moment_picture, moments
 from generate import as_rows, generate
 from mask import Layout, make_layout, may_attend
 from render import CELLS, render
 from vist2 import Config
 
+ROOT = Path(__file__).parent.parent
 TEXT = b"the quick brown fox jumps over the lazy dog"
 
 
 @pytest.fixture
-def drawn(monkeypatch):
-    """drawn(*arguments) -> the figure that the command line makes with matplotlib."""
+def drawn(monkeypatch, tmp_path):
+    """drawn(*arguments) -> by panel, the axes that the command line draws with matplotlib."""
     pyplot = pytest.importorskip("matplotlib.pyplot")
+    monkeypatch.chdir(tmp_path)
 
-    def run(*arguments):
+    def drawn(*arguments):
         figures.main([str(argument) for argument in arguments])
-        figure = pyplot.gcf()
-        pyplot.close(figure)
-        return figure
+        assert Path(f"{arguments[0]}.png").stat().st_size  # in the current folder
+        axes = pyplot.gcf().axes
+        pyplot.close()
+        return axes
 
-    return run
-
-
-@pytest.fixture
-def checkpoint(model, tmp_path):
-    path = tmp_path / "model.pt"
-    save_checkpoint(path, model, info(digest="0", corpus="some", max_context=63))
-    return path
+    return drawn
 
 
-def lines_of(figure, panel: int = 0) -> dict:
-    lines = figure.axes[panel].get_lines()
-    return {line.get_label(): line.get_xydata().tolist() for line in lines}
+def lines_of(axis) -> dict:
+    return {line.get_label(): line.get_xydata().tolist() for line in axis.get_lines()}
 
 
 def test_what_a_trace_shows_is_what_attention_mixed(model):
@@ -67,7 +71,7 @@ def test_what_a_trace_shows_is_what_attention_mixed(model):
 
 
 @pytest.mark.parametrize("length", [3, 43, 60])  # no sketch; a chunk ends; the oldest drops
-def test_a_trace_follows_what_the_model_writes(model, length):
+def test_a_trace_follows_what_the_model_writes_up_to_a_stop(model, length):
     n, m, prompt = model.config.chunk, 4, (TEXT * 2)[:length]
     found = list(moments(model, prompt, 12, capacity=4 * n))
     written = bytes(moment.likeliest for moment in found)
@@ -79,218 +83,188 @@ def test_a_trace_follows_what_the_model_writes(model, length):
             assert len(seen) == len(held) // n * m + 1 + len(held) % n
             torch.testing.assert_close(seen.sum(), torch.tensor(1.0))
     assert len({len(moment.finished) for moment in found}) == (1 if length == 3 else 2)
+    stopped = list(moments(model, prompt, 12, 4 * n, stop=written[3]))
+    assert len(stopped) == written.index(written[3]) + 1
 
 
-def test_a_trace_ends_with_the_answer(model):
-    stop = next(moments(model, TEXT, 1, 64)).likeliest
-    assert len(list(moments(model, TEXT, 9, 64, stop))) == 1
-    assert len(list(moments(model, TEXT, 9, 64))) == 9
-
-
-def orange(page: Image.Image) -> list:
-    """The box of all that is as orange as can be."""
-    colour = [int(255 * part) for part in figures.SKETCH]
-    y, x = (np.array(page) == colour).all(-1).nonzero()
-    return [x.min(), y.min(), x.max() + 1, y.max() + 1]
-
-
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("layers", [1, 3, 4])
+@pytest.mark.parametrize("cell, layers", [*zip(CELLS, (1, 3, 4, 2), strict=True)])
 def test_the_patch_that_is_looked_at_is_the_one_that_is_orange(cell, layers):
     config = Config(cell=cell)
-    m = 64 // config.ratio
-    blank = torch.full((2, 64), ord(" "))
+    m = config.sketch_tokens
     share = torch.zeros(2 * m + 1 + 3)
     share[m + 2] = 1  # the third patch of the second sketch
     seen = [torch.zeros_like(share)] * (layers - 1) + [share]  # of the last layer
+    blank = torch.full((2, 64), ord(" "))
     page = moment_picture(Moment(blank, b"abc", seen, torch.ones(256) / 256), config, 2)
     strip = (page.height - 5 * 26) // (1 if layers == 1 else 2)
-    left = 4 + 3 * 64 + 8 + 2 * 48
-    top = 26 + (0 if layers == 1 else strip)
-    difference = np.subtract(orange(page), [left, top, left + 48, top + 48])
-    assert abs(difference).max() <= 1  # the frame
+    left, top = 4 + 3 * 64 + 8 + 2 * 48, 26 + (0 if layers == 1 else strip)
+    y, x = (np.array(page) == [int(255 * part) for part in figures.SKETCH]).all(-1).nonzero()
+    box = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
+    assert abs(box - [left, top, left + 48, top + 48]).max() <= 1  # the frame
 
 
-def test_a_trace_without_sketches_and_a_long_chunk_fit_on_the_page():
-    config = Config(chunk=128)
-    seen = [torch.ones(128) / 128]
-    moment = Moment(torch.zeros(0, 128).long(), b"x" * 127, seen, torch.eye(256)[65])
-    page = moment_picture(moment, config, 1).convert("L")
-    box = page.point(lambda value: 255 * (value < 200)).crop((700, 0, 816, page.height)).getbbox()
-    assert box is not None and 700 + box[2] == 4 + 65 * 12  # the box of the byte to come
-
-
-def test_a_trace_is_drawn_and_a_gif_has_a_frame_for_each_byte(checkpoint, tmp_path, capsys):
-    source = tmp_path / "source"
-    source.write_bytes(TEXT)
-    common = ["trace", str(source), "--checkpoint", str(checkpoint), "--bytes", "6"]
-    figures.main([*common, "--out", str(tmp_path / "trace.png")])
-    figures.main([*common, "--ask", "fox?", "--out", str(tmp_path / "trace.gif")])
-    still, moving = Image.open(tmp_path / "trace.png"), Image.open(tmp_path / "trace.gif")
+def test_a_trace_is_drawn_and_a_gif_has_a_frame_for_each_byte(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint("model.pt", model, info(max_context=63))
+    Path("source").write_bytes(TEXT)
+    common = ["trace", "source", "--checkpoint", "model.pt", "--bytes", "6"]
+    figures.main(common)
+    figures.main([*common, "--ask", "fox?", "--out", "trace.gif"])
+    still, moving = Image.open("trace.png"), Image.open("trace.gif")
     assert moving.n_frames == 6 and moving.width == still.width
-    assert capsys.readouterr().out.count("written: ") == 2
+    assert f"written: {one_line(generate(model, TEXT, 6))}\n" in capsys.readouterr().out
 
 
-def test_the_mask_that_is_drawn_is_the_one_in_use(drawn, tmp_path):
-    figure = drawn("mask", "--out", tmp_path / "mask.png")
-    for axis, S in zip(figure.axes, (0, 2, 3)):
+def test_the_mask_that_is_drawn_is_the_one_in_use(drawn):
+    axes = drawn("mask")
+    for axis, S in zip(axes, (0, 2, 3), strict=True):
         layout = make_layout(4, 4, 1, S)
         red, _, blue = torch.tensor(axis.images[0].get_array().tolist()).unbind(-1)
         seen = may_attend(Layout(*(field[:, None] for field in layout)), layout)
         assert torch.equal((red < 1) | (blue < 1), seen)
         assert torch.equal(blue < red, seen & layout.is_sketch)  # orange: a sketch token
-    names = [label.get_text() for label in figure.axes[2].get_yticklabels()]
-    assert names == [f"{kind} {i}" for i in range(4) for kind in ("chunk", "sketch")][:-1]
+    names = [[label.get_text() for label in axis.get_yticklabels()] for axis in axes]
+    assert names[1] == ["chunk 0", "sketch 0", "chunk 1", "sketch 1", "chunks 2 to 3"]
+    assert names[2] == [f"{kind} {i}" for i in range(4) for kind in ("chunk", "sketch")][:-1]
 
 
-def test_the_cache_that_is_drawn_is_a_sawtooth_on_stairs(drawn, tmp_path):
-    figure = drawn("cache", "--out", tmp_path / "cache.png")
-    lines = lines_of(figure)
-    assert lines["full"] == [[t, t + 1] for t in range(513)]
-    assert lines["sketch"] == [[t, t // 64 * 16 + 1 + t % 64] for t in range(513)]
-    assert lines["prompt"] == [[t, 4 * 16 + 1 + t - 256] for t in range(256, 513)]
+def test_the_cache_that_is_drawn_is_a_sawtooth_on_stairs(drawn, monkeypatch):
+    monkeypatch.setattr(figures, "Config", lambda layers: Config.preset("mini", chunk=16))
+    [axis] = drawn("cache")
+    lines = lines_of(axis)
+    assert lines["full"] == [[t, t + 1] for t in range(129)]
+    assert lines["sketch"] == [[t, t // 16 * 4 + 1 + t % 16] for t in range(129)]
+    assert lines["prompt"] == [[t, 4 * 4 + 1 + t - 64] for t in range(64, 129)]
 
 
-def test_cells_show_the_same_bytes_at_each_ratio(tmp_path):
-    source, out = tmp_path / "source", tmp_path / "cells.png"
-    source.write_bytes(TEXT)
-    figures.main(["cells", str(source), "--out", str(out)])
-    picture = np.array(Image.open(out).convert("L"))
-    text = torch.tensor(list(TEXT + b" " * 64)[:64])
+def test_cells_show_the_same_bytes_at_each_ratio(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("source").write_bytes(TEXT)
+    figures.main(["cells", "source"])
+    picture = np.array(Image.open("cells.png").convert("L"))
     for column, cell in enumerate(CELLS):
-        ink = render(text, cell).numpy()
+        ink = render(torch.tensor(list(TEXT + b" " * 64)[:64]), cell).numpy()
         left, middle = 4 + column * 204 + 1, 22 + 1  # of each pixel's square of three
         seen = picture[middle:, left:][: 3 * ink.shape[0] : 3, : 3 * ink.shape[1] : 3]
         assert abs(1 - seen / 255 - ink)[:, 1:].max() < 0.3  # black is at most half covered
 
 
-def test_loss_by_position_is_drawn_for_files_that_no_model_was_trained_on(
-    drawn, model, small_file, tmp_path
-):
-    corpus = load_corpus(str(small_file), 64)
-    for history in ("sketch", "none"):
-        (tmp_path / history).mkdir()
+def test_loss_by_position_is_drawn_for_files_that_no_model_was_trained_on(drawn, model, small_file):
+    corpus, trained = load_corpus(str(small_file), 64), {"sketch.pt": "sketch", "none.pt": "none"}
+    (small_file.parent / "other").write_bytes(TEXT * 999)
+    for path, history in trained.items():
         about = info(history=history, digest=corpus.digest, corpus=corpus.name)
-        save_checkpoint(tmp_path / history / "model.pt", model, about)
-    paths = [str(tmp_path / history / "model.pt") for history in ("sketch", "none")]
-    figure = drawn("position", *paths, "--data", small_file, "--out", tmp_path / "p.png")
-    for history, path in zip(("sketch", "none"), paths):
+        save_checkpoint(small_file.parent / path, model, about)
+    [axis] = drawn("position", *trained, "--data", small_file)
+    for path, history in trained.items():
         expected = held_out_bits(model, corpus, history)[:, 2:].mean(dim=(0, 1))
-        curve = torch.tensor(lines_of(figure)[path])[:, 1]
-        torch.testing.assert_close(curve, expected)
-    other = tmp_path / "other.txt"
-    other.write_bytes(small_file.read_bytes()[::-1])
-    with pytest.raises(SystemExit, match="whose held-out files it may have seen"):
-        figures.main(["position", paths[0], "--data", str(other)])
+        torch.testing.assert_close(torch.tensor(lines_of(axis)[path])[:, 1], expected)
+    with pytest.raises(SystemExit, match="none.pt was trained on .* held-out files it may have"):
+        drawn("position", "none.pt", "--data", "other")
 
 
 def test_reading_over_training_puts_runs_in_a_row(drawn, tmp_path):
-    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
-    lines = [
-        {"step": 1, "stage": "spelling"},
-        {"step": 2, "stage": "reading", "accuracy": 0.5, "held out": {"reading text": 0.25}},
-    ]
-    first.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    line = {"step": 1, "stage": "near", "accuracy": 0.75, "held out": {"recall 8": 0.125}}
-    second.write_text(json.dumps(line) + "\n")
-    figure = drawn("reading", first, second, "--out", tmp_path / "r.png")
-    lines = lines_of(figure)
-    assert lines["training batches"] == [[2, 0.5], [3, 0.75]]
-    assert lines["held-out text read"] == [[2, 0.25]]
-    assert lines["recall at eight chunks"] == [[3, 0.125]]
+    first = '{"step": 1, "stage": "spelling"}\n{"step": 2, "stage": "reading", "accuracy": 0.5, '
+    (tmp_path / "a").write_text(first + '"held out": {"reading text": 0.25, "bpb": 9}}')
+    second = '{"step": 1, "stage": "near", "accuracy": 0.75, "held out": {"recall 8": 0.125}}'
+    (tmp_path / "b").write_text(second)
+    [axis] = drawn("reading", "a", "b")
+    lines = {name: line for name, line in lines_of(axis).items() if name[0] != "_"}
+    assert lines == {
+        "training batches": [[2, 0.5], [3, 0.75]],
+        "held-out text read": [[2, 0.25]],
+        "recall at eight chunks": [[3, 0.125]],
+    }
 
 
-def test_costs_are_drawn_as_they_were_measured(drawn, tmp_path):
-    keys = ("reading", " ms"), ("writing", " B/s"), ("writing", " entries"), ("training", " B/s")
-    tables = {name: [{"bytes": 64}, {"bytes": 512}] for name, _ in keys}
-    for number, (name, unit) in enumerate(keys):
-        for row in tables[name]:
-            row |= {side + unit: 10 * number + i for i, side in enumerate(SIDES)}
-    measured = tmp_path / "cost.json"
-    measured.write_text(json.dumps({"tables": tables}))
-    figure = drawn("costs", measured, "--out", tmp_path / "costs.png")
-    for number, axis in enumerate(figure.axes):
-        for line in axis.get_lines():
-            height = 10 * number + SIDES.index(line.get_label())
-            assert line.get_xydata().tolist() == [[64, height], [512, height]]
-    assert [len(axis.get_lines()) for axis in figure.axes] == [3, 3, 3, 2]
-
-
-def test_every_score_of_the_rivals_is_drawn(drawn, tmp_path):
-    known = {"by position": [2.0, 1.0], "gap all %": 50.0, "reading noise": 0.5}
-    scores = [
-        {"rival": "none", "ratio": 4, "bpb": 3.0, "by position": [3.0, 1.0]},
-        {"rival": "conv", "ratio": 4, "bpb": 2.0} | known,
-        {"rival": "conv", "ratio": 4, "bpb": 1.0} | known | {"by position": [4.0, 3.0]},
-        {"rival": "conv", "ratio": 8, "bpb": 2.5} | known,
-    ]
-    measured = tmp_path / "scores.json"
-    measured.write_text(json.dumps({"runs": scores}))
-    by_seed = drawn("rivals", measured, "--out", tmp_path / "rivals.png")
-    by_ratio = drawn("ratios", measured, "--out", tmp_path / "ratios.png")
-    gaps, positions = (lines_of(by_seed, panel) for panel in (0, 1))
+def test_all_that_was_measured_is_drawn(drawn):
+    bench = json.loads((ROOT / "docs/bench.json").read_text())["tables"]
+    axes = drawn("costs", ROOT / "docs/bench.json")
+    fields = ("reading", " ms"), ("writing", " B/s"), ("writing", " entries"), ("training", " B/s")
+    for axis, (name, unit) in zip(axes, fields, strict=True):
+        sides = ("full", "prompt", "sketch") if name != "training" else ("full", "sketch")
+        rows = bench[name]
+        assert lines_of(axis) == {s: [[r["bytes"], r[s + unit]] for r in rows] for s in sides}
+    none = {"rival": "none", "ratio": 4, "bpb": 3.0, "by position": [3.0, 1.0]}
+    conv = {"rival": "conv", "ratio": 4, "bpb": 2.0, "by position": [2.0, 1.0]}
+    conv |= {"gap all %": 50.0, "reading noise": 0.5}
+    scores = [none, conv, conv | {"bpb": 1.0, "by position": [4.0, 3.0]}]
+    scores += [conv | {"ratio": 8, "bpb": 2.5}]
+    Path("scores.json").write_text(json.dumps({"runs": scores}))
+    gaps, chunk = map(lines_of, drawn("rivals", "scores.json"))
     assert gaps["gap all %"] == [[1 - 1 / 5, 50]] * 2
-    assert positions == {"none": [[0, 3], [1, 1]], "conv": [[0, 3], [1, 2]]}
-    bits, read = (lines_of(by_ratio, panel) for panel in (0, 1))
+    assert chunk == {"none": [[0, 3], [1, 1]], "conv": [[0, 3], [1, 2]]}
+    bits, read = map(lines_of, drawn("ratios", "scores.json"))
     assert bits == {"none": [[4, 3], [8, 3]], "conv": [[4, 1.5], [8, 2.5]]}
     assert read == {"conv": [[4, 0.5], [8, 0.5]]}
+
+
+def test_a_missing_or_wrong_field_is_named_with_its_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for picture, source, *way, field in (
+        ("costs", "bench", "tables", "reading"),
+        ("costs", "bench", "tables", "training", 0, "sketch B/s"),
+        ("rivals", "rivals", "runs"),
+        ("rivals", "rivals", "runs", 3, "by position"),
+        ("ratios", "ratios", "runs", 3, "ratio"),
+    ):
+        content = json.loads((ROOT / f"docs/{source}.json").read_text())
+        at = functools.reduce(operator.getitem, way, content)
+        for change in (partial(at.update, {field: None}), partial(at.pop, field)):
+            change()
+            Path("edited.json").write_text(json.dumps(content))
+            said = (
+                f"^figures.py: edited.json: {field!r} is missing or wrong, expected what .* writes$"
+            )
+            with pytest.raises(SystemExit, match=said):
+                figures.main([picture, "edited.json"])
 
 
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["trace", "missing"], "missing is not there, expected a file"),
-        (["trace", "some", "--bytes", "0"], "--bytes is 0, expected 1 to"),
-        (["trace", "some", "--checkpoint", "missing"], "expected a checkpoint"),
-        (["trace", "some", "--lines", "3-2"], "expected A-B"),
-        (["trace", "some", "--ask", "x", "--checkpoint", "young.pt"], "never learned to answer"),
-        (["trace", "roles", "--ask", "x", "--checkpoint", "model.pt"], "0x05, which marks a role"),
-        (["trace", "some", "--ask", "\x06", "--checkpoint", "model.pt"], "0x06, which marks"),
-        (["trace", "some", "--checkpoint", "other.pt"], "other.pt was trained under 'none'"),
-        (["trace", "some", "--checkpoint", "model.pt", "--out", "a.b"], "that ends in .png or .gif"),
-        (["cells", "missing"], "missing is not there, expected a file"),
-        (["cells", "some", "--out", "no/where.png"], "cannot write no/where.png"),
-        (["cells", "some", "--out", "some/in-a-file.png"], "cannot write some/in-a-file.png"),
-        (["mask", "--out", "."], "cannot write ., expected a file"),
-        (["position", "some"], "damaged or not a checkpoint"),
-        (["reading", "none.jsonl"], "no reading there"),
-        (["reading", "some"], "some is no log"),
-        (["reading", "empty"], "empty: no reading there"),
-        (["costs", "model.pt"], "model.pt is not what --json has written"),
-        (["costs", "paper.json"], "paper.json has no 'reading', expected what --json has written"),
-        (["costs", "edited.json"], "edited.json has no 'full ms'"),
-        (["costs", "list.json"], "list.json is not what --json has written"),
-        (["rivals", "words.json"], "words.json is not what --json has written: could not convert"),
-        (["ratios", "edited.json"], "edited.json has no 'runs'"),
-        (["rivals", "eight.json"], "eight.json has no run at 4x"),
-        (["costs", "some"], "some is not what --json has written"),
-        (["rivals", "none.jsonl"], "none.jsonl has no 'runs'"),
-        (["mask", "--out", "a.nothing"], "a.nothing, expected a name that ends in .png or .gif"),
-        (["mask", "--out", "mask"], "--out is mask, expected a name that ends in"),
+        ("trace some --ask x --checkpoint young.pt", "never learned to answer"),
+        ("trace some --checkpoint other.pt", "other.pt was trained under 'none'"),
+        ("trace some --out a.b", "--out is a.b, expected a name that ends in .png or .gif"),
+        ("mask --out mask", "--out is mask, expected a name that ends in .png"),
+        ("cache --out a.gif", "--out is a.gif, expected a name that ends in .png"),
+        ("cells some --out no/where.png", "cannot write no/where.png"),
+        ("reading log", "no reading there"),
+        ("reading torn", "torn, line 2: "),
+        ("reading wrong", "wrong, line 1: 'accuracy' is missing or wrong, expected a log.jsonl"),
+        ("costs list", "list: 'tables' is missing or wrong"),
+        ("ratios some", "some: Expecting value: line 1 column 1 (char 0), expected what compare"),
+        ("rivals eight", "eight has no run at 4x"),
+        ("mask", "needs matplotlib, which is not there: pip install matplotlib"),
     ],
 )
-def test_bad_input_gets_one_clear_line(checkpoint, model, tmp_path, monkeypatch, arguments, said):
+def test_bad_input_gets_one_clear_line(model, tmp_path, monkeypatch, arguments, said):
     monkeypatch.chdir(tmp_path)
     save_checkpoint("young.pt", model, info())
     save_checkpoint("other.pt", model, info(history="none"))
-    (tmp_path / "empty").touch()
-    (tmp_path / "paper.json").write_text('{"tables": {"0.6B": []}}')
-    run = {"rival": "conv", "ratio": 8, "bpb": 2, "by position": [1, 2]}
-    (tmp_path / "eight.json").write_text(json.dumps({"runs": [run]}))
-    (tmp_path / "words.json").write_text(json.dumps({"runs": [run | {"bpb": "two"}]}))
-    (tmp_path / "edited.json").write_text('{"tables": {"reading": [{"bytes": 64}]}}')
-    (tmp_path / "list.json").write_text("[1]")
-    if arguments[0] not in ("trace", "cells"):
-        pytest.importorskip("matplotlib")
-    (tmp_path / "some").write_bytes(b"text\n")
-    (tmp_path / "roles").write_bytes(b"text\x05\n")
-    (tmp_path / "none.jsonl").write_text('{"step": 1, "stage": "whole chunks"}\n')
+    line = '{"step": 1, "stage": "whole chunks"'
+    eight = '{"runs": [{"rival": "conv", "ratio": 8, "bpb": 2, "by position": [1]}]}'
+    texts = dict(some="text\n", list="[1]", eight=eight)
+    texts |= dict(log=line + "}", torn=line + "}\n" + line, wrong=line + ', "accuracy": "all"}')
+    for name, text in texts.items():
+        Path(name).write_text(text)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(SystemExit) as stopped:
-        figures.main(arguments)
+        figures.main(arguments.split())
     assert said in stopped.value.code and "\n" not in stopped.value.code
 
 
-def test_a_plot_without_matplotlib_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(SystemExit, match="pip install matplotlib"):
-        figures.main(["mask", "--out", str(tmp_path / "mask.png")])
+def test_every_command_in_the_docs_is_known_and_writes_into_the_current_folder(monkeypatch):
+    commands = []
+    for page in (ROOT / "README.md", *ROOT.glob("docs/*.md")):
+        commands += re.findall(
+            r"python -m experiments\.(\w+)([^`#]*?)(?=`|#|$)", page.read_text(), re.M
+        )
+    assert {name for name, _ in commands} == {"bench", "compare", "figures"}
+    for name, options in commands:
+        module, options = import_module(f"experiments.{name}"), shlex.split(options)
+        monkeypatch.setattr(module, "command_line", None)  # comes after all options are parsed
+        with pytest.raises(TypeError, match="'NoneType' object is not callable"):
+            module.main(options)
+        for option, path in itertools.pairwise(options):
+            assert option not in ("--out", "--json") or "/" not in path

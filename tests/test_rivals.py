@@ -1,16 +1,14 @@
-from functools import partial
-
 import pytest
 import torch
 from conftest import make_model
 
 from experiments.compare import CELLS
-from experiments.rivals import RIVALS, SlowFast, costs, see_newest_chunk
-from optim import make_optimizers
+from experiments.rivals import RIVALS, Leak, costs, see_newest_chunk
+from mask import Layout, make_layout
 from vist2 import READ, START, Config, Vist2, loss
 
 N, n, m = 6, 16, 4
-THROUGH_MEMORY = ["sketch", "meanpool", "conv", "queries", "frozen", "prompt", "slowfast"]
+WITH_MEMORY = [name for name, rival in RIVALS.items() if rival.history == "sketch"]
 
 
 def make_rival(name: str, **changes) -> Vist2:
@@ -21,167 +19,142 @@ def random_text(rows: int = 1) -> torch.Tensor:
     return torch.randint(256, (rows, N, n))
 
 
+# Chunks of two bytes, two of them with a sketch token: a row sees the keys marked, left to right.
+SLOWFAST = """
+t x . . . . . . .
+t x x . . . . . .
+s . . x . . . . .
+t x x . x . . . .
+t x x . x x . . .
+s . . x . . x . .
+t . . x x x . x .
+t . . x x x . x x
+"""
+LEAK = """
+t x . . . . . . .
+t x x . . . . . .
+s x x x . . . . .
+t . . x x . . . .
+t . . x x x . . .
+s . . x x x x . .
+t . . x . . x x .
+t . . x . . x x x
+"""
+
+
+@pytest.mark.parametrize("rule, picture", [(see_newest_chunk, SLOWFAST), (Leak.may_attend, LEAK)])
+def test_a_rule_is_the_one_drawn(rule, picture):
+    layout, rows = make_layout(3, 2, 1, 2), [row.split() for row in picture.strip().split("\n")]
+    assert [row[0] == "s" for row in rows] == layout.is_sketch.tolist()
+    seen = rule(Layout(*(field[:, None] for field in layout)), layout)
+    assert torch.tensor([[mark == "x" for mark in row[1:]] for row in rows]).equal(seen)
+
+
+def own_chunk(k, q):  # whose first input is START, so no byte
+    return (k // 64 == q // 64) & (k % 64 > 0)
+
+
+SEEN = {  # by a byte at q, as text, in one layer: the input at k, which is the byte before k
+    "full": lambda k, q: k <= q,
+    "recent": lambda k, q: k >= q - q % 64 - q // 64 * 16,
+    "slowfast": lambda k, q: q // 64 - k // 64 <= 1,
+    "prompt": lambda k, q: own_chunk(k, q) | (k > 4 * 64),  # of eight chunks four are the prompt
+} | dict.fromkeys(("none", "sketch", "leak", "gist", "conv"), own_chunk)
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_at_the_default_window_a_byte_moves_what_sees_it_as_text_and_nothing_else(name):
+    model, history = make_rival(name, chunk=64, chunks=8, layers=1), RIVALS[name].history
+    text = torch.randint(256, (1, 8, 64))
+    at = torch.tensor([0, 62, 63, 64, 79, 80, 150, 191, 255, 256, 300, 335, 399, 447, 500])
+    others = text.flatten(1).repeat(len(at), 1)
+    others[torch.arange(len(at)), at] ^= 255
+    text, others = text.expand(len(at), -1, -1), others.view(-1, 8, 64)
+    more = {"memory": model.compress(text)} if name in WITH_MEMORY else {}
+    moved = model(others, history=history, **more) != model(text, history=history, **more)
+    q, k = torch.arange(512), at[:, None] + 1
+    assert torch.equal(moved.any(-1).flatten(1), SEEN[name](k, q) & (k <= q))
+
+
 @pytest.mark.parametrize("name", RIVALS)
-def test_no_rival_looks_ahead_and_all_but_none_look_back(name):
-    model, text = make_rival(name), random_text()
-    history = RIVALS[name].history
+def test_a_byte_moves_nothing_before_it_and_all_later_chunks_but_under_none(name):
+    model, text, history = make_rival(name), random_text(), RIVALS[name].history
     logits = model(text, history=history)
     for chunk, byte in [(0, 0), (1, n - 1), (2, 3), (4, 0)]:
         other = text.clone()
         other[0, chunk, byte] ^= 255
-        changed = (model(other, history=history) - logits).abs().amax(-1).flatten() > 0
-        assert not changed[: chunk * n + byte + 1].any()
-        assert changed[(chunk + 1) * n :].any() == (name != "none")
-
-
-@pytest.mark.parametrize("name", THROUGH_MEMORY)
-def test_text_reaches_later_logits_through_its_memory_alone(name):
-    model, text = make_rival(name, layers=1 if name == "slowfast" else 2), random_text()
-    memory = model.compress(random_text())
-    other = text.clone()
-    other[:, :2] = torch.randint(256, (1, 2, n))
-    # half of the chunks are the prompt; chunk 3 sees chunk 2, which opens with chunk 1's last byte
-    first = {"prompt": 3, "slowfast": 4}.get(name, 2)
-    kept = model(other, memory=memory)[:, first:] - model(text, memory=memory)[:, first:]
-    assert (kept == 0).all()
-    assert not torch.equal(model(other)[:, first:], model(text)[:, first:])
+        moved = (model(other, history=history) != logits).any(-1).flatten()
+        assert not moved[: chunk * n + byte + 1].any()
+        assert moved[(chunk + 1) * n :].any() == (name != "none")
 
 
 @pytest.mark.parametrize("name", RIVALS)
-def test_no_rival_changes_later_logits_when_the_first_chunks_are_not_asked_for(name):
-    model, text = make_rival(name), random_text(2)
-    history = RIVALS[name].history
-    late = model(text, history=history, skip=4)
-    torch.testing.assert_close(late, model(text, history=history)[:, 4:])
+def test_chunks_that_are_skipped_change_no_later_logit(name):
+    model, text, history = make_rival(name), random_text(2), RIVALS[name].history
+    for skip in (1, 4):
+        late = model(text, history=history, skip=skip)
+        torch.testing.assert_close(late, model(text, history=history)[:, skip:])
 
 
-@pytest.mark.parametrize("name", ["gist", "leak"])
-def test_where_memory_reads_text_in_the_decoder_text_passes_by_a_fixed_memory(name):
+@pytest.mark.parametrize("name, moves", [("sketch", False), ("leak", True), ("gist", True)])
+def test_leak_and_gist_hand_on_text_past_a_fixed_memory_and_sketch_does_not(name, moves):
     model, text = make_rival(name), random_text()
     memory, other = model.compress(text), text.clone()
-    other[:, 0] ^= 255
-    assert not torch.equal(model(other, memory=memory)[:, 2:], model(text, memory=memory)[:, 2:])
-
-
-@pytest.mark.parametrize("ratio", CELLS)
-@pytest.mark.parametrize("name", [k for k, v in RIVALS.items() if v.history == "sketch"])
-def test_a_chunk_leaves_exactly_m_tokens_and_each_spells_its_bytes(name, ratio):
-    model = make_rival(name, chunk=64, cell=CELLS[ratio])
-    memory = model.compress(torch.randint(256, (2, 3, 64)))
-    assert memory.shape == (2, 3, 64 // ratio, model.config.width)
-    assert model.predict_patch_bytes(memory).shape == (2, 3, 64, 256)
-
-
-@pytest.mark.parametrize("name", ["meanpool", "conv"])
-def test_a_token_knows_its_own_bytes_first_of_all(name):
-    model, text = make_rival(name), torch.randint(256, (1, 1, n))
-    other = text.clone()
-    other[0, 0, 5] ^= 255  # of token 1
-    moved = (model.compress(other) - model.compress(text)).abs().amax(-1).flatten()
-    assert moved.argmax() == 1 and moved[3] == 0
-
-
-def test_recent_sees_as_many_bytes_as_there_would_be_tokens():
-    model, text = make_rival("recent", layers=1), random_text()  # one layer: nothing in between
-    logits = model(text)
-    chunk, seen = 3, 3 * m
-    for back in (seen + 1, seen):  # bytes before the newest, which opens the chunk
-        other = text.flatten(1).clone()
-        other[0, chunk * n - 1 - back] ^= 255
-        changed = not torch.equal(model(other.view_as(text))[:, chunk], logits[:, chunk])
-        assert changed == (back == seen)
-
-
-def test_a_window_of_all_chunks_is_a_plain_gpt_and_of_none_is_sketch(monkeypatch):
-    model, text = make_model(), random_text(2)
-    openings = torch.cat([torch.full((2, 1), START), text[:, :-1, -1]], dim=1)
-    slowfast = SlowFast(model.config).eval()
-    slowfast.load_state_dict(model.state_dict())
-    assert not torch.allclose(slowfast(text), model(text))
-    for window, history in ((N, "full"), (0, "sketch")):
-        rule = partial(see_newest_chunk, window=window)
-        monkeypatch.setattr("experiments.rivals.see_newest_chunk", rule)
-        torch.testing.assert_close(slowfast(text), model(text, openings, history))
-
-
-@pytest.mark.parametrize("name", ["recent", "slowfast", "leak", "gist"])
-def test_at_the_default_window_a_byte_sees_what_its_rival_keeps(name):
-    """By perturbing: how far back a byte of the sixth chunk sees text past a fixed memory."""
-    model = make_rival(name, chunk=64, chunks=8, layers=1)
-    text = torch.randint(256, (1, 8, 64))
-    memory = None if name == "recent" else model.compress(text)
-    more = {"history": RIVALS[name].history, "memory": memory}
-    logits = model(text, **more)[0, 5]
-    seen = set()
-    for chunk in range(5):
-        other = text.clone()
-        other[0, chunk, :-1] ^= 255
-        if not torch.equal(model(other, **more)[0, 5], logits):
-            seen.add(chunk)
-    assert seen == {"recent": {3, 4}, "slowfast": {4}}.get(name, set())
+    other[:, 0, :-1] ^= 255
+    moved = model(other, memory=memory) != model(text, memory=memory)
+    assert moved[:, 1:].any() == moves
 
 
 def test_slow_and_fast_reads_from_the_sketch_alone():
-    model, text = make_rival("slowfast"), torch.randint(256, (1, 2, n))
-    openings, memory = torch.tensor([[START, READ]]), model.compress(text)
-    other = text.clone()
+    model, text = make_rival("slowfast"), random_text()[:, :2]
+    openings, other = torch.tensor([[START, READ]]), text.clone()
     other[:, 0] ^= 255
-    read = model(other, openings, memory=memory)[:, 1]
+    read = model(other, openings, memory=model.compress(text))[:, 1]
     torch.testing.assert_close(read, model(text, openings)[:, 1])
 
 
-@pytest.mark.parametrize("name", RIVALS)
-def test_a_few_steps_lower_the_loss(name):
-    torch.manual_seed(0)
-    model = RIVALS[name].model(Config.preset("mini", chunk=n))
-    optimizers, text = make_optimizers(model, 5e-3), random_text(2)
-    losses = []
-    for _ in range(8):
-        nats = loss(model(text, history=RIVALS[name].history), text)
-        nats.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        losses.append(nats.item())
-    assert losses[-1] < losses[0] - 0.1
+@pytest.mark.parametrize("name", WITH_MEMORY)
+def test_a_chunk_leaves_exactly_m_tokens_which_spell_its_bytes(name):
+    for ratio, cell in CELLS.items():
+        model = make_rival(name, chunk=64, cell=cell)
+        memory = model.compress(torch.randint(256, (2, 3, 64)))
+        assert memory.shape == (2, 3, 64 // ratio, model.config.width)
+        assert model.predict_patch_bytes(memory).shape == (2, 3, 64, 256)
+        if name != "gist":  # its slots are told apart by their positions
+            assert len(memory[0, 0].unique(dim=0)) == 64 // ratio
 
 
-@pytest.mark.parametrize("name", ["sketch", "conv", "queries", "gist", "frozen"])
-def test_what_makes_memory_learns_but_for_the_frozen_encoder(name):
-    torch.manual_seed(0)
-    model, text = RIVALS[name].model(Config.preset("mini", chunk=n)), random_text(2)
-    torch.nn.init.normal_(model.head.weight, std=0.2)
-    makes_memory = {
-        key: value
-        for key, value in model.named_parameters()
-        if key.startswith(("encoder", "query", "slot"))
-    }
-    assert makes_memory
+@pytest.mark.parametrize("name", ["meanpool", "conv", "queries"])
+def test_a_token_stands_for_the_next_bytes_in_the_order_of_the_text(name):
+    model, text = make_rival(name), random_text()[:, :1]
+    memory, other = model.compress(text), text.clone()
+    other[0, 0, 5] ^= 255  # of token 1
+    moved = (model.compress(other) - memory).abs().amax(-1).flatten()
+    assert moved[1] > 0 and (name == "queries" or moved.argmax() == 1 and moved[3] == 0)
+    changed = memory.clone()
+    changed[0, 0, 1] += torch.randn(model.config.width)
+    spelled = (model.predict_patch_bytes(changed) != model.predict_patch_bytes(memory)).any(-1)
+    assert spelled.flatten().nonzero().flatten().tolist() == [4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("name", WITH_MEMORY)
+def test_all_that_makes_memory_learns_but_a_frozen_encoder(name):
+    model, text = make_rival(name), random_text(2)
     loss(model(text), text).backward()
-    for value in makes_memory.values():
-        assert (value.grad is None) == (name == "frozen")
-        assert name == "frozen" or value.grad.abs().sum() > 0
+    shared = ("decoder", "speller", "head", "embedding")
+    makes = {k: p for k, p in model.named_parameters() if not k.startswith(shared)}
+    learns = {k for k, p in makes.items() if p.grad is not None and p.grad.any()}
+    assert learns == {k for k in makes if name != "frozen" or k.startswith("aligner")}
 
 
 def test_costs_are_those_of_the_default_model():
-    entry = 2 * 4 * 4 * 64 * 4 / 1024  # keys and values, 4 layers, 4 heads of 64, fp32
+    entry = 2 * 4 * 4 * 64 * 4 / 1024  # KiB: keys and values, 4 layers, 4 heads of 64, float32
     kept = {name: costs(name, Config()) for name in RIVALS}
-    assert {name: (cost["entries"], cost["KiB"]) for name, cost in kept.items()} == {
-        "none": (0, 0),
-        "full": (64, 64 * entry),
-        "sketch": (16, 16 * 128 * 4 / 1024),
-        "recent": (16, 16 * entry),
-        "meanpool": (16, 8),
-        "conv": (16, 8),
-        "queries": (16, 8),
-        "gist": (16, 16 * entry),
-        "slowfast": (16, 8),
-        "prompt": (16, 8),
-        "leak": (16, 16 * entry),
-        "frozen": (16, 8),
-    }
-    assert kept["slowfast"]["text"] == 64 and kept["sketch"]["text"] == 0
+    expected = dict.fromkeys(RIVALS, (16, 16 * 128 * 4 / 1024))  # vectors of the decoder's width
+    expected |= dict.fromkeys(("recent", "gist", "leak"), (16, 16 * entry))
+    expected |= {"none": (0, 0), "full": (64, 64 * entry)}
+    assert {name: (cost["entries"], cost["KiB"]) for name, cost in kept.items()} == expected
+    text = {name: cost["text"] for name, cost in kept.items() if cost["text"]}
+    assert text == {"slowfast": 64, "prompt": "all after the prompt"}
     assert kept["sketch"]["encoder weights"] == 426_368 + 16_512
     assert kept["gist"]["encoder MFLOP"] == 0 < kept["conv"]["encoder MFLOP"]
-
-

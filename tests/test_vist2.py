@@ -308,10 +308,11 @@ def test_a_loss_counts_each_weighted_byte_once():
     torch.testing.assert_close(byte_losses(logits, text)[1, 2, :2], nats)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_loss_is_in_float32_whatever_the_logits_are(dtype):
+def test_a_loss_is_in_float32_whatever_the_logits_are(dtype, autocast):
     logits, text = (3 * torch.randn(2, 8, 256)).to(dtype), torch.randint(256, (2, 8))
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         found, mean = byte_losses(logits, text), loss(logits, text)
     assert found.dtype == mean.dtype == torch.float32
     assert torch.equal(found, byte_losses(logits.float(), text))
