@@ -109,7 +109,7 @@ def hold(folder, held):
 def test_a_folder_is_one_process_own_until_that_process_ends(tmp_path):
     fork = multiprocessing.get_context("fork")
     held = fork.Event()
-    other = fork.Process(target=hold, args=(tmp_path, held))
+    other = fork.Process(target=hold, args=(tmp_path, held), daemon=True)
     other.start()
     assert held.wait(60)
     with pytest.raises(UserError, match=f"another run writes to {tmp_path}"):

@@ -42,10 +42,11 @@ def moved(model, text, others, **how):
         return (model(others, **how) != model(text.expand_as(others), **how)).any(-1)
 
 
-def change_a_byte_of_each_chunk(text):
-    """Each row of the result with one other byte, at another place in each chunk, and where."""
+def change_a_byte_here_and_there(text):
+    """Each row of the result with one other byte, and where: (chunk, position) pairs."""
     chunks, n = text.shape[1:]
-    places = [(i, (7 * i) % n) for i in range(chunks)] + [(0, n - 1), (chunks - 1, 0)]
+    some = {0, 1 % chunks, chunks // 2, chunks - 1}
+    places = [(i, (7 * i) % n) for i in sorted(some)] + [(0, n - 1), (chunks - 1, 0)]
     others = text.repeat(len(places), 1, 1)
     for row, (chunk, byte) in zip(others, places):
         row[chunk, byte] ^= 255
@@ -58,7 +59,7 @@ def test_a_byte_moves_what_follows_and_as_text_only_what_may_see_its_text(histor
     model = make_model(**sizes)
     n = model.config.chunk
     text = torch.randint(256, (1, chunks, n))
-    others, places = change_a_byte_of_each_chunk(text)
+    others, places = change_a_byte_here_and_there(text)
     how = dict(history=history, prompt_chunks=3)
     sketched = {"sketch": chunks, "full": 0, "prompt": 3, "none": 0}[history]
     order, chunk = torch.arange(chunks * n).view(chunks, n), torch.arange(chunks)[:, None]
