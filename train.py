@@ -187,7 +187,7 @@ def train(
     resumed: the checkpoint to go on with. max_context: bytes of the longest context that the model
     was asked about before. Writes out/model.pt and out/log.jsonl. Raises UserError for a loss that
     is not finite, the last good checkpoint as it was, and KeyboardInterrupt after a Ctrl-C, with
-    all steps saved.
+    all steps saved; a second one goes back to the last checkpoint.
     """
     plan = [stage for stage in stages for _ in range(stage.steps)]
     language_steps = list(accumulate((bool(stage.language) for stage in plan), initial=0))

@@ -74,7 +74,7 @@ def test_a_stopped_run_goes_on_to_what_the_core_measures(small_file, tmp_path, m
     expected = compare.train_or_load(run, corpus).state_dict()
     run = replace(run, out=str(tmp_path / "again"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train, "check_finite", lambda *_: signal.raise_signal(signal.SIGINT))
+        patch.setattr(train, "check_finite", lambda *_: signal.raise_signal(signal.SIGTERM))
         compare.score_or_load(run, corpus, 8)  # stops after the first step
     score, model = compare.score_or_load(run, corpus, 8), compare.train_or_load(run, corpus)
     assert all(torch.equal(weight, expected[name]) for name, weight in model.state_dict().items())
