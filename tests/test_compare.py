@@ -118,7 +118,6 @@ def test_all_settings_name_a_run_and_gist_reads_while_others_spell(small_file, m
     "arguments, said",
     [
         (["--rivals", "sketch,cnn"], "'cnn' is unknown, expected some of none,full,sketch"),
-        (["--recall", "0"], "--recall is 0, expected 1 to"),
         (["--steps", "3"], "not allowed with argument --quick"),
         (["--rivals", "gist", "--writing"], "--writing is for full, sketch"),
     ],
