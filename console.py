@@ -76,8 +76,8 @@ def command_line(program: str, memory: str):
 
 @contextlib.contextmanager
 def delay_signals() -> Iterator[list[int]]:
-    """A list that Ctrl-C, SIGTERM and SIGHUP fill, so that a step is never cut in the middle; the
-    second of them ends even an evaluation at once."""
+    """A list that Ctrl-C, SIGTERM and SIGHUP fill, so that a step is never cut in the middle; a
+    second Ctrl-C ends even an evaluation at once."""
     caught: list[int] = []
 
     def handle(number, frame):

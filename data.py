@@ -127,8 +127,8 @@ def load_corpus(path: str | None, window: int) -> Corpus:
     files = {key: text for key, text in found.items() if len(text) >= least}
     if path and len(files) < len(found):
         short = [len(text) for text in found.values() if len(text) < least]
-        size = f"{sum(short):,} bytes"
-        warn(f"left out, too short: {len(short)} of {len(found)} files, {size}")
+        files_of = f"{len(short)} of {len(found)} files"
+        warn(f"left out, too short: {files_of}, {sum(short):,} bytes")
     if cut:
         files = {
             f"{key}#{i:02}": text[i * len(text) // PIECES : (i + 1) * len(text) // PIECES]
@@ -331,6 +331,15 @@ def repeat_example(text: Text, rng: Generator, chunk: int, chunks: int, distance
 
 
 EXAMPLES = {"recall": recall_example, "repeat": repeat_example}
+
+
+def check_examples(text: Text, chunk: int, chunks: int) -> None:
+    """Raises UserError for a text of which no examples of so many chunks can be made."""
+    text.sample(1, (chunks + 1) * chunk, generator("check"))  # the longest
+    for sample in EXAMPLES.values():
+        sample(text, generator("check"), chunk, chunks)
+
+
 FIELDS = ("context", "prompt", "response")
 
 

@@ -70,13 +70,17 @@ def reading_accuracy(model: Vist2, corpus: Corpus, chunks: int) -> dict[str, flo
     return {"reading noise": noise, "reading text": real}
 
 
-def evaluate(model: Vist2, corpus: Corpus, history: str, count: int | None = None):
-    """Bits per byte on held-out windows (all, or the first `count`), and reading accuracy."""
-    bits = held_out_bits(model, corpus, history, count)
+def score(model: Vist2, corpus: Corpus, history: str, bits: Tensor) -> dict[str, float]:
+    """A summary of held-out bits (K, N, n), and reading accuracy."""
     result = summarize(bits)
     if history == "sketch":
         result |= reading_accuracy(model, corpus, min(len(bits), 128))
     return result
+
+
+def evaluate(model: Vist2, corpus: Corpus, history: str, count: int | None = None):
+    """The score on held-out windows (all, or the first `count`)."""
+    return score(model, corpus, history, held_out_bits(model, corpus, history, count))
 
 
 @torch.inference_mode()

@@ -108,9 +108,8 @@ def plan_forward(N: int, n: int, m: int, S: int, skip: int, rule: Callable, devi
     chunks = -(-(N - min(skip, S)) // QUERY_BLOCKS)
     alone = min(skip, S) * m  # sketches of chunks without text
     blocks = []
-    for queries in (layout.index[:alone], *layout.index[alone:].split(chunks * (n + m))):
-        if not len(queries):
-            continue
+    pieces = layout.index[:alone], *layout.index[alone:].split(chunks * (n + m))
+    for queries in filter(len, pieces):
         mask = rule(Layout(*(field[queries, None] for field in layout)), layout)
         keys = mask.any(0).nonzero().squeeze(1)
         blocks.append((keys, mask[:, keys]))

@@ -26,7 +26,14 @@ from console import UserError, check_range, check_writable, command_line, one_li
 PATCH = 16  # pixels, as in ViT-L/16
 PAGE = 4 * PATCH  # the width of a page in pixels
 CELLS = ((16, 8), (16, 4), (8, 4), (4, 4))
-KNOWN_CELLS = ", ".join(f"{h}x{w}" for h, w in CELLS)
+
+
+def cell_name(cell: tuple[int, int]) -> str:
+    """(16, 4) -> '16x4'."""
+    return f"{cell[0]}x{cell[1]}"
+
+
+KNOWN_CELLS = ", ".join(map(cell_name, CELLS))
 
 
 def check_cell(cell: tuple[int, int]) -> None:
@@ -79,7 +86,7 @@ def patches_per_chunk(n: int, cell: tuple[int, int]) -> int:
     m = n // ratio
     if n % ratio or not fills_page(m):
         raise UserError(
-            f"chunk {n} does not divide into patches: at cell {cell[0]}x{cell[1]} expected "
+            f"chunk {n} does not divide into patches: at cell {cell_name(cell)} expected "
             f"{ratio}, {2 * ratio}, {3 * ratio} or a multiple of {4 * ratio} bytes"
         )
     return m
@@ -102,7 +109,7 @@ def render(chunks: torch.Tensor, cell: tuple[int, int]) -> torch.Tensor:
 def parse_cell(text: str) -> tuple[int, int]:
     """'16x4' -> (16, 4), for command lines."""
     for cell in CELLS:
-        if text == f"{cell[0]}x{cell[1]}":
+        if text == cell_name(cell):
             return cell
     raise argparse.ArgumentTypeError(f"cell {text!r} is unknown, expected one of {KNOWN_CELLS}")
 

@@ -33,10 +33,10 @@ from curriculum import (
     sample_batches,
     scale_stages,
 )
-from data import EXAMPLES, Corpus, generator, load_corpus, read_examples
+from data import Corpus, check_examples, load_corpus, read_examples
 from evaluate import evaluate_briefly, report, to_device
 from optim import ADAMW_RATE, make_optimizers
-from render import KNOWN_CELLS, parse_cell
+from render import KNOWN_CELLS, cell_name, parse_cell
 from vist2 import Config, Vist2, loss
 
 TRAINED_HISTORIES = ("sketch", "full", "none")  # "prompt" is for writing
@@ -182,12 +182,13 @@ def train(
     resumed: dict | None = None,
     max_context: int = 0,
 ) -> dict:
-    """Run the stages, or what is left of them, and return the info of the last checkpoint.
+    """Run the stages, or what is left of them, and return the info of the last checkpoint. After a
+    Ctrl-C or the like that has all steps so far; a second Ctrl-C raises KeyboardInterrupt, and what
+    came after the last checkpoint is lost.
 
     resumed: the checkpoint to go on with. max_context: bytes of the longest context that the model
     was asked about before. Writes out/model.pt and out/log.jsonl. Raises UserError for a loss that
-    is not finite, the last good checkpoint as it was, and KeyboardInterrupt after a Ctrl-C, with
-    all steps saved; a second one goes back to the last checkpoint.
+    is not finite, the last good checkpoint as it was.
     """
     plan = [stage for stage in stages for _ in range(stage.steps)]
     language_steps = list(accumulate((bool(stage.language) for stage in plan), initial=0))
@@ -243,10 +244,6 @@ def train(
             bar.update()
         if saved < info["step"]:
             save_run(out, model, info, record, optimizers)
-    if info["step"] < len(plan):
-        again = ": the same command with --resume goes on" if info["step"] else ""
-        warn(f"stopped at step {info['step']:,} of {len(plan):,}{again}")
-        raise KeyboardInterrupt
     return info
 
 
@@ -291,7 +288,7 @@ def open_log(path: Path, step: int):
 def parse(argv: list[str] | None) -> Settings:
     parser = argparse.ArgumentParser(description="Train VIST2, or a reference.")
     for f in fields(Settings):
-        default = "16x4" if f.name == "cell" else f.default
+        default = cell_name(f.default) if f.name == "cell" else f.default
         shown = "" if default is None or default is False else f" ({default})"
         how = dict(f.metadata, help=f.metadata["help"] + shown, default=f.default)
         parser.add_argument(f"--{f.name.replace('_', '-')}", **how)
@@ -336,10 +333,8 @@ def run(settings: Settings) -> None:
     if settings.instruct:
         corpus.own_examples = read_examples(settings.instruct, MAX_OWN_CHUNKS * config.chunk)
         table = tuple(stage.with_own_examples() for stage in table)
-    elif settings.stage == "instruct":  # the longest examples can be made
-        corpus.train.sample(1, (4 * table[-1].context + 1) * config.chunk, generator("check"))
-        for example in EXAMPLES.values():
-            example(corpus.train, generator("check"), config.chunk, 4 * table[-1].context)
+    elif settings.stage == "instruct":
+        check_examples(corpus.train, config.chunk, 4 * table[-1].context)
     stages = scale_stages(table, settings.history, settings.steps)
     start, path = read_start(settings, settings.record(corpus, stages))
 
@@ -355,6 +350,10 @@ def run(settings: Settings) -> None:
     max_context = start["info"]["max_context"] if start else 0
     resumed = start if settings.resume else None
     info = train(model, corpus, settings, stages, out, resumed, max_context)
+    if info["step"] < info["steps"]:
+        again = ": the same command with --resume goes on" if info["step"] else ""
+        warn(f"stopped at step {info['step']:,} of {info['steps']:,}{again}")
+        raise KeyboardInterrupt
     report(model, corpus, info)
     print(f"\n{one_line(f'{out}/model.pt')} after {(time.perf_counter() - began) / 60:.1f} minutes")
 

@@ -37,7 +37,7 @@ from curriculum import (
     count_steps,
     scale_stages,
 )
-from data import EXAMPLES, Corpus, generator, load_corpus
+from data import Corpus, check_examples, load_corpus
 from experiments.report import save_json, show, this_machine
 from experiments.rivals import REFERENCES, RIVALS, costs
 from generate import write
@@ -100,9 +100,11 @@ def finish_or_load(run: Run, begin: Callable[[], Vist2], corpus: Corpus, folder:
     model = model.to(find_device(run.device))
     if not content or content["info"]["step"] < content["info"]["steps"]:
         try:
-            train(model, corpus, run, run.stages, folder, content)
+            info = train(model, corpus, run, run.stages, folder, content)
         except UserError as error:
             raise UserError(f"{folder}: {error}") from None
+        if info["step"] < info["steps"]:  # main says what goes on with it
+            raise KeyboardInterrupt
     return model.eval()
 
 
@@ -133,11 +135,9 @@ def score_or_load(run: Run, corpus: Corpus, windows: int | None) -> dict:
     if not path.exists():
         model = train_or_load(run, corpus)
         bits = evaluate.held_out_bits(model, corpus, run.history, windows)
-        result = evaluate.summarize(bits)
+        result = evaluate.score(model, corpus, run.history, bits)
         result["by position"] = evaluate.bits_by_position(bits).tolist()
         result["by chunk"] = bits.mean(dim=(0, 2)).tolist()
-        if run.history == "sketch":
-            result |= evaluate.reading_accuracy(model, corpus, min(len(bits), 128))
         save_json(path, result | {"machine": this_machine(model.device)})
     return json.loads(path.read_text())
 
@@ -325,10 +325,8 @@ def run(args: argparse.Namespace) -> None:
     runs = {name: make(name, ratio) for name in rivals}
     config = make("sketch", ratio).config
     corpus = load_corpus(args.data, config.chunks * config.chunk)
-    if args.recall:  # the longest examples can be made
-        for example in EXAMPLES.values():
-            longest = 4 * TABLES["instruct"][-1].context
-            example(corpus.train, generator("check"), config.chunk, longest)
+    if args.recall:
+        check_examples(corpus.train, config.chunk, 4 * TABLES["instruct"][-1].context)
 
     machine, scores = this_machine(find_device(args.device)), []
     print(", ".join(f"{name} {value}" for name, value in machine.items()))

@@ -41,7 +41,7 @@ from experiments.bench import SIDES
 from experiments.rivals import REFERENCES
 from generate import ANSWERS, CHECKPOINT, as_rows, fit_prompt, read_context, select_lines, write
 from mask import Layout, make_layout, may_attend
-from render import CELLS, PATCH, enlarge, glyphs, patches_per_chunk, render
+from render import CELLS, PATCH, cell_name, enlarge, glyphs, patches_per_chunk, render
 from vist2 import Config, Vist2
 
 TEXT, SKETCH = (0.40, 0.65, 0.90), (1.00, 0.62, 0.15)  # red, green, blue of what is looked at
@@ -224,7 +224,7 @@ def cells(args: argparse.Namespace) -> None:
         for b in range(0, sketch.height + 1, step):
             draw.line((x, y + b, x + sketch.width, y + b), fill="orange")
         m = patches_per_chunk(64, cell)
-        caption = f"{cell[0]}x{cell[1]}: {64 // m}x, {m} patches"
+        caption = f"{cell_name(cell)}: {64 // m}x, {m} patches"
         draw.text((x, 3), caption, fill="black", font=font)
     page.quantize(32).save(args.out, optimize=True)
 

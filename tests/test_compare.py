@@ -69,13 +69,14 @@ def test_nothing_is_trained_but_what_was_asked_for(printed, tmp_path):
     assert "Long writing" not in once and "| as it is |" in once
 
 
-def test_a_stopped_run_goes_on_to_what_the_core_measures(small_file, tmp_path, monkeypatch):
+def test_a_stopped_run_goes_on_to_what_the_core_measures(small_file, tmp_path, monkeypatch, capsys):
     corpus, run = load_corpus(str(small_file), 64), make_run("gist", 4, **SMALL, out=str(tmp_path))
     expected = compare.train_or_load(run, corpus).state_dict()
     run = replace(run, out=str(tmp_path / "again"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(train, "check_finite", lambda *_: signal.raise_signal(signal.SIGTERM))
         compare.score_or_load(run, corpus, 8)  # stops after the first step
+    assert "--resume" not in capsys.readouterr().err  # an option of train.py
     score, model = compare.score_or_load(run, corpus, 8), compare.train_or_load(run, corpus)
     assert all(torch.equal(weight, expected[name]) for name, weight in model.state_dict().items())
     bits = evaluate.held_out_bits(model, corpus, "sketch", 8)
