@@ -198,7 +198,8 @@ def spelling_batch(text: Text, rows: int, chunk: int, rng: Generator) -> Batch:
 def reading_batch(text: Text, rows: int, chunk: int, rng: Generator) -> Batch:
     """Pairs (rows, 2, chunk) of such a chunk and READ with its copy; the copy counts."""
     pairs = spelling_batch(text, rows, chunk, rng).text.repeat(1, 2, 1)
-    weights = torch.tensor([0.0, 1.0])[:, None].expand(pairs.shape)
+    weights = torch.zeros(pairs.shape)  # an expanded tensor could not be pinned for a GPU
+    weights[:, 1] = 1
     return Batch(pairs, torch.tensor([START, READ]).repeat(rows, 1), weights)
 
 

@@ -196,6 +196,7 @@ def test_reading_pairs_are_half_noise_and_score_the_copy_alone():
     assert (weights[:, 0] == 0).all() and (weights[:, 1] == 1).all()
     assert (text[:32] > 127).float().mean() > 0.4 and (text[32:] < 128).all()
     assert context == 0 and batch.skip == 1
+    assert all(part.is_contiguous() for part in batch[:3])  # what is expanded cannot be pinned
 
 
 # ---------------------------------------------------------------------------------- questions
