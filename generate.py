@@ -158,36 +158,24 @@ def print_reading(model: Vist2, text: bytes) -> None:
     )
 
 
-def select_lines(text: bytes, lines: str | None) -> tuple[int, bytes]:
-    """Where lines A to B of a text start, and these, both included. Raises UserError."""
-    if lines is None:
-        return 0, text
-    kept = text.splitlines(keepends=True)
-    first, _, last = lines[:40].partition("-")  # Python converts no more than 4,300 digits
-    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last) <= len(kept)):
-        raise UserError(f"--lines is {lines!r}, expected A-B with 1 <= A <= B <= {len(kept)}")
-    before = b"".join(kept[: int(first) - 1])
-    return len(before), b"".join(kept[int(first) - 1 : int(last)])
-
-
-def read_context(path: str, lines: str | None, info: dict) -> bytes:
+def read_context(path: str, info: dict) -> bytes:
     """The end of a context, as long as training has seen. Raises UserError for a model that never
     learned to answer, and for a role's byte."""
     most = info["max_context"]
     if not most:
         learned = "a model that train.py --stage instruct writes"
         raise UserError(f"{info['path']} never learned to answer, expected {learned}")
-    start, text = select_lines(read_file(path), lines)
+    text = read_file(path)
     cut = max(0, len(text) - most)
     if cut:
         seen = f"the context is {len(text)} bytes, training saw at most {most}"
-        warn(f"{seen}: the first {cut} bytes are cut, --lines chooses others")
-    refuse_roles(text[cut:], path, start + cut)
+        warn(f"{seen}: the first {cut} bytes are cut")
+    refuse_roles(text[cut:], path, cut)
     return text[cut:]
 
 
 def print_answer(model: Vist2, info: dict, args: argparse.Namespace) -> None:
-    context, question = read_context(args.context, args.lines, info), os.fsencode(args.ask)
+    context, question = read_context(args.context, info), os.fsencode(args.ask)
     names = ("temperature", "top_k", "seed", "history")
     how = {name: getattr(args, name) for name in names}
     response, ended = answer(model, context, question, args.max_new_bytes, **how)
@@ -255,7 +243,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--ask", metavar="QUESTION", help="answer from --context, seen as sketches alone")
     add = parser.add_argument
     add("--context", metavar="FILE", help="what --ask is about, - for standard input")
-    add("--lines", metavar="A-B", help="of the context, from 1; default: all")
     own = f"{CHECKPOINT}, for --ask {ANSWERS}"
     add("--checkpoint", help=f"default: {own}, or else the weights that come with the code")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (%(default)s)")
@@ -278,8 +265,6 @@ def check_options(args: argparse.Namespace) -> None:
     """Raises UserError for options that do not go together."""
     if (args.ask is None) != (args.context is None):
         raise UserError("--ask QUESTION and --context FILE, - for standard input, go together")
-    if args.lines is not None and args.ask is None:
-        raise UserError("--lines A-B is for --ask")
     continues = args.ask is None and args.read is None
     if not continues and (args.samples > 1 or args.stats or args.history_chunks is not None):
         raise UserError("--samples, --stats and --history-chunks are for continuing a text")

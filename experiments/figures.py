@@ -39,7 +39,7 @@ from data import STOP, load_corpus, question_prompt
 from evaluate import bits_by_position, held_out_bits
 from experiments.bench import SIDES
 from experiments.rivals import REFERENCES
-from generate import ANSWERS, CHECKPOINT, as_rows, fit_prompt, read_context, select_lines, write
+from generate import ANSWERS, CHECKPOINT, as_rows, fit_prompt, read_context, write
 from mask import Layout, make_layout, may_attend
 from render import CELLS, PATCH, cell_name, enlarge, glyphs, patches_per_chunk, render
 from vist2 import Config, Vist2
@@ -185,11 +185,10 @@ def trace(args: argparse.Namespace) -> None:
         raise UserError(f"{trained}, expected 'sketch'")
     n = model.config.chunk
     if args.ask is None:
-        _, text = select_lines(read_file(args.file), args.lines)
-        prompt, chunks = fit_prompt(text, None, model.config)
+        prompt, chunks = fit_prompt(read_file(args.file), None, model.config)
         seen = list(moments(model, prompt, args.bytes, chunks * n))
     else:
-        context = read_context(args.file, args.lines, info)
+        context = read_context(args.file, info)
         prompt = question_prompt(context, os.fsencode(args.ask))
         capacity = len(prompt) + args.bytes + 2 * n  # nothing is dropped
         seen = list(moments(model, prompt, args.bytes, capacity, STOP))
@@ -500,7 +499,6 @@ def main(argv: list[str] | None = None) -> None:
     about = "where the model looks while it writes; .png, or .gif to see it move"
     add = picture(trace, about, (".png", ".gif"))
     add("file", help="the text before, - for standard input")
-    add("--lines", metavar="A-B", help="of the text, from 1; default: all")
     add("--ask", metavar="QUESTION", help="a question about the text, to be answered")
     add("--bytes", type=int, default=1, help="to write (%(default)s)")
     add("--checkpoint", help="what train.py wrote; default as in generate.py")

@@ -260,40 +260,25 @@ def test_read_shows_misreads_inside_a_letter_and_no_invisible_character(model, m
     assert lines[6].startswith("28 of 32 bytes right: 0.8750") and "4 bytes at the end" in lines[6]
 
 
-def test_ask_reads_lines_and_no_more_than_training_saw(run, model, capsys):
-    cut = "the context is 95 bytes, training saw at most 63: the first 32 bytes are cut, --lines"
-    for context, lines, read in (
-        (CONTEXT, "2-3", b"second line\nthird\n"),
-        (CONTEXT, "1-1", b"first line\n"),
-        (bytes(range(32, 127)), "1-1", bytes(range(64, 127))),
-        (CONTEXT, "", CONTEXT),
-        (b"", "", b""),
+def test_ask_reads_no_more_than_training_saw(run, model, capsys):
+    cut = "the context is 95 bytes, training saw at most 63: the first 32 bytes are cut"
+    for context, read in (
+        (bytes(range(32, 127)), bytes(range(64, 127))),
+        (CONTEXT, CONTEXT),
+        (b"", b""),
     ):
         Path("context").write_bytes(context)
-        g.main([*run, *ASK, "--max-new-bytes", "20"] + ["--lines", lines] * (lines != ""))
+        g.main([*run, *ASK, "--max-new-bytes", "20"])
         said, (expected, ended) = capsys.readouterr(), g.answer(model, read, b"what?", 20)
         assert said.out == printable(expected) + "\n"  # the likeliest, unless told otherwise
         assert (cut in said.err) == (len(context) == 95)
         assert ("cut at --max-new-bytes 20, the answer had not" in said.err) == (not ended)
 
 
-@pytest.mark.parametrize("lines", ["0-1", "2-1", "1-4", "1", "a-b", "-", "1-2-3", "1-huge"])
-def test_lines_that_are_not_there_are_refused(run, lines):
-    lines = lines.replace("huge", "9" * 5000)  # more digits than Python converts
-    with pytest.raises(
-        SystemExit, match=f"--lines is '{lines}', expected A-B with 1 <= A <= B <= 3"
-    ):
-        g.main([*run, *ASK, "--lines", lines])
-
-
 def test_a_role_is_named_by_its_offset_in_the_file(run):
     Path("context").write_bytes(b"\x04" + b"x" * 79 + b"\x05" + b"y" * 19)
     with pytest.raises(SystemExit, match="byte 80 of context is 0x05, which marks a role"):
         g.main(run + ASK)  # the first is cut
-    Path("context").write_bytes(b"\x04 one\ntwo\nthree \x06\n")
-    with pytest.raises(SystemExit, match="byte 16 of context is 0x06"):
-        g.main([*run, *ASK, "--lines", "2-3"])
-    g.main([*run, *ASK, "--lines", "2-2", "--max-new-bytes", "1"])
 
 
 HUGE = 10**18
@@ -309,7 +294,6 @@ BAD = {
     f"--samples 65536 --history-chunks {2**20}": "not enough memory, try a smaller --samples or",
     "--ask who?": "--ask QUESTION and --context FILE",
     "--context tiny": "--ask QUESTION and --context FILE",
-    "--lines 1-2": "--lines A-B is for --ask",
     "--ask who? --context /dev/zero": "/dev/zero is too long",
     "--ask who? --context tiny --stats": "are for continuing a text",
     "--ask who? --context tiny --max-new-bytes -1": "--max-new-bytes is -1",
