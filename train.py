@@ -267,10 +267,18 @@ def save_run(out: Path, model: Vist2, info: dict, record: dict, optimizers) -> N
 
 
 def open_log(path: Path, step: int):
-    """The log, a line a step, open for the next; lines that no checkpoint stands behind are
-    dropped."""
-    lines = path.read_bytes().splitlines(keepends=True) if step and path.exists() else []
-    write_file(path, b"".join(lines[:step]))
+    """The log, open for lines after `step`; those that no checkpoint stands behind are dropped.
+    Raises UserError for a torn line before."""
+    kept: list[str] = []
+    if step and path.exists():
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (KeyError, TypeError, ValueError):
+                if len(kept) < step:
+                    raise UserError(f"{path}, line {number} is torn: delete it to go on") from None
+    write_file(path, "".join(kept).encode())
     return path.open("a")
 
 

@@ -155,6 +155,11 @@ def test_a_log_loses_what_no_checkpoint_stands_behind_and_nothing_else(tmp_path,
         with train.open_log(path, 3) as log:
             log.write(lines[3].decode())
         assert path.read_bytes() == b"".join(lines[:4])
+    before = lines[0] + torn + b"\n" + b"".join(lines[2:])
+    path.write_bytes(before)
+    with pytest.raises(UserError, match=f"{path}, line 2 is torn: delete it to go on"):
+        train.open_log(path, 4)
+    assert path.read_bytes() == before
     train.open_log(path, 0).close()  # a new run
     assert path.read_bytes() == b""
 
