@@ -29,7 +29,7 @@ def find_device(name: str) -> torch.device:
     number = int(index[:9]) if index.isdecimal() else -1 if colon else 0
     if not 0 <= number < count.get(kind, 0):
         raise UserError(f"device {name!r} is not there, expected auto or one of {', '.join(here)}")
-    if kind == "cuda":  # it makes a plan for every new shape: a second a step
+    if kind == "cuda":  # cuDNN's attention makes a plan for every new shape: a second a step
         torch.backends.cuda.enable_cudnn_sdp(False)
     return torch.device(kind, number) if colon and kind != "cpu" else torch.device(kind)
 
