@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from console import UserError
-from mask import sketch_positions
+from mask import offset_keys, sketch_positions
 from vist2 import HISTORIES, START, Config, Vist2
 
 GROUP = 64  # chunks that are encoded at a time, which bounds what the encoder needs
@@ -40,11 +40,16 @@ def generate_uncached(model: Vist2, prompt: bytes, max_new_bytes: int, history="
 
 
 class KVCache:
-    """Keys and values of all layers: one buffer, made once, of which `length` entries are held."""
+    """Keys and values of all layers: one buffer, made once, of which `length` entries are held.
+
+    newest: the keys of the newest sketch token and of the newest text token, two for each layer,
+    as they are before key offset, which gives half of each to the next token of its kind.
+    """
 
     def __init__(self, config: Config, batch: int, capacity: int, weight: Tensor):
         shape = (2, config.layers, batch, config.kv_heads, capacity, config.head_width)
         self.buffer = torch.empty(shape, dtype=weight.dtype, device=weight.device)
+        self.newest = torch.zeros_like(self.buffer[0, ..., :2, :])
         self.length = 0
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> Tensor:
@@ -97,25 +102,35 @@ class Session:
         """Bytes of keys and values held, over all layers and the batch."""
         return self.cache.buffer[..., : self.cache.length, :].nbytes
 
-    def attend(self, layer: int, mask: Tensor | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: int, mask: Tensor | None, previous, newest, q, k, v) -> Tensor:
         """Attend to all that the cache holds and to the new entries, of which none looks ahead.
 
         The rule of `may_attend` is kept by what the cache holds: a finished chunk's text is gone.
         """
-        keys, values = self.cache.append(layer, k, v)
+        k = torch.cat([self.cache.newest[layer], k], dim=2)
+        self.cache.newest[layer] = k.index_select(2, newest)
+        keys, values = self.cache.append(layer, offset_keys(k, previous), v)
         causal = mask is None and q.shape[2] > 1
         attention = partial(F.scaled_dot_product_attention, is_causal=causal, enable_gqa=True)
         return attention(q, keys, values, attn_mask=mask)
 
     @torch.inference_mode()
-    def _feed(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Append x (B, T, C) to the cache; logits (B, 256) after its last token."""
+    def _feed(self, x: Tensor, positions: Tensor, sketches: int = 0, opens=True) -> Tensor:
+        """Append x (B, T, C) to the cache, so many sketch tokens and then text, which opens a run
+        or goes on with one; logits (B, 256) after its last token."""
         T, mask = x.shape[1], None  # a prefill is causal, and a single token sees all
+        previous = torch.arange(1, T + 1, device=x.device)  # the first two keys are the newest
+        newest = torch.tensor([sketches + 1 if sketches else 0, T + 1], device=x.device)
+        if sketches:
+            previous[0] = 0 if self.cache.length else 2
+        if opens:
+            previous[sketches] = sketches + 2
         if self.cache.length and T > 1:  # `is_causal` would align these to the top left
             mask = torch.ones(T, self.cache.length + T, dtype=torch.bool, device=x.device)
             mask = mask.tril(self.cache.length)
         layers = range(self.model.config.layers)
-        x = self.model.decoder(x, positions, [partial(self.attend, i, mask) for i in layers])
+        attends = [partial(self.attend, i, mask, previous, newest) for i in layers]
+        x = self.model.decoder(x, positions, attends)
         self.cache.length += T
         return self.model.head(x[:, -1])
 
@@ -126,16 +141,17 @@ class Session:
         self.text[:, :T] = text
         self.count, self.sketched = T, sketched
         self.cache.truncate(0)
-        openings = torch.full((B, 1), opening, device=text.device)
-        x = self.model.embed(torch.cat([openings, text[:, sketched * n :]], dim=1))
+        self.opening = torch.full((B, 1), opening, device=text.device)
+        run = torch.cat([self.opening, text[:, sketched * n :]], dim=1)
+        x = self.model.embed_text(run, self.opening)
         positions = torch.arange(sketched * n, T + 1, device=text.device)
-        if sketched and self.history != "none":
-            chunks = text[:, : sketched * n].reshape(B, sketched, n)
-            memory = [self.model.compress(group) for group in chunks.split(GROUP, dim=1)]
-            x = torch.cat([torch.cat(memory, dim=1).flatten(1, 2), x], dim=1)
-            of_sketches = sketch_positions(torch.arange(sketched, device=text.device), n, m)
-            positions = torch.cat([of_sketches.flatten(), positions])
-        return self._feed(x, positions)
+        if not sketched or self.history == "none":
+            return self._feed(x, positions)
+        chunks = text[:, : sketched * n].reshape(B, sketched, n)
+        memory = [self.model.compress(group) for group in chunks.split(GROUP, dim=1)]
+        x = torch.cat([torch.cat(memory, dim=1).flatten(1, 2), x], dim=1)
+        of_sketches = sketch_positions(torch.arange(sketched, device=text.device), n, m)
+        return self._feed(x, torch.cat([of_sketches.flatten(), positions]), sketched * m)
 
     def prefill(self, prompt: Tensor, opening: int = START) -> Tensor:
         """Begin with a prompt: (B, T) bytes, 0 <= T < capacity -> (B, 256) next byte's logits.
@@ -149,7 +165,8 @@ class Session:
     @torch.inference_mode()
     def step(self, new: Tensor) -> Tensor:
         """Go on by one byte, after prefill: (B,) bytes -> (B, 256) logits of the byte after."""
-        n, m = self.model.config.chunk, self.model.config.sketch_tokens
+        c = self.model.config
+        n, m, ratio = c.chunk, c.sketch_tokens, c.ratio
         keeps_text = self.history in ("full", "prompt")
         self.text[:, self.count] = new
         self.count += 1
@@ -160,14 +177,19 @@ class Session:
             return self._refill(kept, sketched, START)
         position = torch.tensor([self.count], device=self.text.device)
         if keeps_text or self.count % n:
-            return self._feed(self.model.embed(new.to(self.text.device)[:, None]), position)
-        opening = self.model.embed(torch.full((len(new), 1), START, device=self.text.device))
+            run = self.text[:, self.sketched * n : self.count]
+            seen = torch.cat([self.opening, run], 1)[:, -ratio:]  # all that one input looks back at
+            x = self.model.embed_text(seen, self.opening)[:, -1:]
+            return self._feed(x, position, opens=False)
+        self.opening = torch.full_like(self.opening, START)
+        opening = self.model.embed_text(self.opening, self.opening)
+        self.sketched += 1
         if self.history == "none":
             self.cache.truncate(0)
             return self._feed(opening, position)
         finished = self.text[:, self.count - n : self.count]
         memory = self.model.compress(finished[:, None])[:, 0]  # (B, m, C)
         positions = sketch_positions(position // n - 1, n, m)[0]
-        self.cache.truncate(self.sketched * m)  # back to the mark: the chunk's text is gone
-        self.sketched += 1
-        return self._feed(torch.cat([memory, opening], 1), torch.cat([positions, position]))
+        self.cache.truncate((self.sketched - 1) * m)  # back to the mark: the chunk's text is gone
+        x = torch.cat([memory, opening], dim=1)
+        return self._feed(x, torch.cat([positions, position]), m)

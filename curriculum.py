@@ -2,17 +2,22 @@
 
 The model forgets how to read before it finds a use for it, unless four things hold: sketches and
 bytes share a code (`Vist2.predict_patch_bytes`); the history is learned where the model cannot do
-without it, in chunks as short as one patch; reading and spelling stay in the mix; and every step
-mixes all tasks of its stage in one gradient.
+without it, in chunks as short as one patch and from questions about the past; reading and spelling
+stay in the mix; and every step mixes the tasks of its stage in one gradient.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import torch
+
+from console import UserError, warn
 from data import (
     EXAMPLES,
     Batch,
     Corpus,
+    Text,
+    copy_batch,
     draw,
     generator,
     language_batch,
@@ -25,6 +30,8 @@ from render import fills_page
 from vist2 import Config
 
 CHUNK_PARTS = {"sixteenth": 1 / 16, "quarter": 1 / 4, "whole": 1}  # of the config's chunk length
+# Of batches of sketches alone: bytes of a row in chunks, and what draws them.
+SKETCHES = {"spelling": (1, spelling_batch), "reading": (2, reading_batch), "copy": (2, copy_batch)}
 
 
 @dataclass(frozen=True)
@@ -32,24 +39,29 @@ class Stage:
     """What fills a step, in parts of --batch-bytes, which are also the weights of the losses.
 
     `spelling` are single chunks: each sketch token names its bytes; `reading` are pairs of a chunk
-    and its copy. Language modelling comes in quarters: with all text visible (`text`), or with
-    sketches as the only past and chunks of a sixteenth, a quarter or the whole of the config's
-    chunk length. `recall`, `repeat` (see data.EXAMPLES) and the user's `own` are questions about a
-    context of up to `context` chunks, in one batch of four up to four times as many.
+    and its copy, `copy` of a chunk and the same wound round. Language modelling comes in quarters:
+    with all text visible (`text`), or with sketches as the only past and chunks of a sixteenth, a
+    quarter or the whole of the config's chunk length, in windows of `windows` times the config's.
+    `recall`, `styled`, `repeat` (see data.EXAMPLES) and the user's `own` are questions about a
+    context of up to `context` chunks, in one batch of four up to four times as many. A step asks
+    questions of one kind, drawn by the shares, with the weight of all.
     """
 
     name: str
     steps: int  # in the default run
     spelling: float = 0
     reading: float = 0
+    copy: float = 0
     text: float = 0
     sixteenth: float = 0
     quarter: float = 0
     whole: float = 0
     recall: float = 0
+    styled: float = 0
     repeat: float = 0
     own: float = 0
     context: int = 0
+    windows: int = 1
 
     def shares(self, *tasks: str) -> dict[str, float]:
         """Those of the tasks that this stage has."""
@@ -71,19 +83,21 @@ class Stage:
 
 # fmt: off
 CURRICULUM = (
-    #     name            steps  spelling  reading  text  sixteenth  quarter  whole
     # 1: read sketches (OCR)
-    Stage("spelling",       300, 1,        0,       0,    0,         0,       0),
-    Stage("reading",        250, 0,        1,       0,    0,         0,       0),
-    # 2: optical language modelling
-    Stage("mixed chunks",  2600, 0,        1/8,     1/4,  1/4,       1/4,     1/4),
-    Stage("whole chunks",  2400, 0,        1/8,     0,    0,         0,       1),
+    Stage("spelling",     1000, spelling=1),
+    Stage("reading",       300, reading=5/8, copy=3/8),
+    # 2: optical language modelling, 3: instructions, interleaved with it
+    Stage("mixed chunks", 1200, reading=1/4, copy=1/8, text=1/4, sixteenth=1/4, quarter=1/4,
+          whole=1/4, recall=3/8, repeat=1/8, context=3),
+    Stage("whole chunks", 2300, reading=1/8, whole=1, recall=1/4, styled=1/2, repeat=1/8,
+          context=8),
+    Stage("long windows",  800, reading=1/8, whole=1, recall=1/4, styled=1/2, repeat=1/8,
+          context=8, windows=4),
 )
-# 3: instructions, --stage instruct
+# More instructions, for a finished model: --stage instruct
 INSTRUCT = (
-    Stage("near",     300, reading=1/8, whole=1/4, recall=3/4, repeat=1/4, context=2),
-    Stage("farther",  500, reading=1/8, whole=1/4, recall=3/4, repeat=1/4, context=4),
-    Stage("far",     3200, reading=1/8, whole=3/4, recall=3/4, repeat=1/4, context=8),
+    Stage("instructions",  500, reading=1/8, whole=1, recall=1/4, styled=1/2, repeat=1/8,
+          context=8),
 )
 # What a run of each preset takes if nothing is said; lr is Muon's.
 DEFAULTS = {
@@ -92,7 +106,7 @@ DEFAULTS = {
 }
 # fmt: on
 TABLES = {"language": CURRICULUM, "instruct": INSTRUCT}
-INSTRUCT_RATE = 0.8  # learning rate, of what language modelling takes
+INSTRUCT_RATE = 0.5  # learning rate, of what the curriculum takes
 MAX_STEPS = 10**6
 MAX_OWN_CHUNKS = 40  # of an example that a user gives
 
@@ -117,12 +131,31 @@ def scale_stages(table: tuple[Stage, ...], history: str, steps: int) -> list[Sta
     ]
     if history == "sketch":
         return scaled
-    none = dict.fromkeys(("spelling", "reading", "text", *CHUNK_PARTS), 0)
+    none = dict.fromkeys((*SKETCHES, "text", *CHUNK_PARTS), 0)
     return [
         replace(stage, **none | {"whole": sum(stage.language.values())})
         for stage in scaled
         if stage.language
     ]
+
+
+def fit_to_corpus(stages: list[Stage], config: Config, text: Text) -> list[Stage]:
+    """The stages, with windows and contexts as long as the longest file allows, and without
+    questions of which the text has none. Warns of those."""
+    longest = int(text.lengths.max())
+    fitted = []
+    for stage in stages:
+        context = max(1, min(stage.context, (longest // config.chunk - 1) // 4))
+        none = {}
+        for task in stage.shares(*EXAMPLES):
+            try:
+                EXAMPLES[task](text, generator("check"), config.chunk, 4 * context)
+            except UserError as error:
+                none[task] = 0
+                warn(f"stage {stage.name!r} is without {task!r}: {error}")
+        windows = min(stage.windows, longest // text.window)
+        fitted.append(replace(stage, context=context, windows=windows, **none))
+    return fitted
 
 
 def chunk_of(part: float, config: Config) -> int:
@@ -141,19 +174,19 @@ def sample_batches(
     modelling, alone."""
     text, n = corpus.train, config.chunk
     size, seed = settings.batch_bytes, settings.seed
-    if stage.spelling:
-        rows = max(2, round(stage.spelling * size / n))
-        rng = generator(seed, "spelling", step)
-        yield "spelling", stage.spelling, spelling_batch(text, rows, n, rng)
     if stage.language:
-        rows = 4 * max(1, round(size / text.window / 4))  # the table's shares are quarters
-        windows = text.sample(rows, text.window, generator(seed, "language", language_step))
+        length = stage.windows * text.window
+        # the shares of windows as long as the config's are quarters
+        rows = 4 * max(1, round(size / length / 4)) if stage.windows == 1 else max(1, size // length)
+        windows = text.sample(rows, length, generator(seed, "language", language_step))
         counts = [round(share * rows) for share in stage.language.values()]
         taken = windows[: sum(counts)].split(counts)
         for (task, share), rows in zip(stage.language.items(), taken, strict=True):
             yield task, share, language_batch(rows, chunk_of(CHUNK_PARTS.get(task, 1), config))
-    for task, share in stage.questions.items():
-        rng = generator(seed, task, step)
+    if stage.questions:
+        rng, share = generator(seed, "questions", step), sum(stage.questions.values())
+        weights = torch.tensor([*stage.questions.values()])
+        task = [*stage.questions][int(weights.multinomial(1, generator=rng))]
         if task == "own":
             examples = sample_of_similar_length(corpus.own_examples, share * size, rng)
         else:  # of about one length, without the turns
@@ -164,7 +197,7 @@ def sample_batches(
         # else one in eight. The references, which do not read, have none.
         short = draw(rng, 2) == 0 and stage.reading
         yield task, share, question_batch(examples, chunk_of(1 / 4 if short else 1, config))
-    if stage.reading:
-        rows = max(2, round(stage.reading * size / (2 * n)))
-        rng = generator(seed, "reading", step)
-        yield "reading", stage.reading, reading_batch(text, rows, n, rng)
+    for task, share in stage.shares(*SKETCHES).items():
+        chunks, sample = SKETCHES[task]
+        rows = max(2, round(share * size / (chunks * n)))
+        yield task, share, sample(text, rows, n, generator(seed, task, step))

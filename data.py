@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import string
 import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,19 +189,56 @@ def language_batch(windows: Tensor, chunk: int) -> Batch:
     return Batch(text, torch.full(text.shape[:2], START), torch.ones(text.shape))
 
 
+def sample_noise(text: Text, rows: int, chunk: int, rng: Generator) -> Tensor:
+    """Sample (rows, chunk) bytes that nobody can guess: one half uniform, the other of 1 to 256
+    different bytes, few as often as many, half of them bytes of text. Of each four such rows one
+    has runs of equal bytes and one a period."""
+    noise = torch.randint(BYTES, (rows, chunk), generator=rng)
+    for row in noise:
+        if draw(rng, 2):
+            continue
+        count = round(BYTES ** torch.rand((), generator=rng).item())
+        source = text.bytes if draw(rng, 2) else torch.arange(BYTES)
+        alphabet = source[torch.randint(len(source), (count,), generator=rng)]
+        drawn = alphabet[torch.randint(count, (chunk,), generator=rng)].long()
+        length, shape = 1 + draw(rng, 16), draw(rng, 4)
+        if shape == 0:
+            drawn = drawn.repeat_interleave(length)
+        elif shape == 1:
+            drawn = drawn[:length].repeat(chunk)
+        row[:] = drawn[:chunk]
+    return noise
+
+
 def spelling_batch(text: Text, rows: int, chunk: int, rng: Generator) -> Batch:
-    """Single chunks (rows, 1, chunk): one half uniformly random bytes, which nobody can guess, the
-    other text."""
-    noise = torch.randint(BYTES, (rows // 2, chunk), generator=rng)
+    """Single chunks (rows, 1, chunk): one half noise, the other text."""
+    noise = sample_noise(text, rows // 2, chunk, rng)
     return language_batch(torch.cat([noise, text.sample(rows - rows // 2, chunk, rng)]), chunk)
 
 
+def pair_batch(first: Tensor, second: Tensor, opening: int) -> Batch:
+    """Pairs of chunks (rows, chunk), the second after an opening; it alone counts."""
+    weights = torch.stack([torch.zeros(first.shape), torch.ones(first.shape)], dim=1)
+    openings = torch.tensor([START, opening]).repeat(len(first), 1)
+    return Batch(torch.stack([first, second], dim=1), openings, weights)
+
+
 def reading_batch(text: Text, rows: int, chunk: int, rng: Generator) -> Batch:
-    """Pairs (rows, 2, chunk) of such a chunk and READ with its copy; the copy counts."""
-    pairs = spelling_batch(text, rows, chunk, rng).text.repeat(1, 2, 1)
-    weights = torch.zeros(pairs.shape)  # an expanded tensor could not be pinned for a GPU
-    weights[:, 1] = 1
-    return Batch(pairs, torch.tensor([START, READ]).repeat(rows, 1), weights)
+    """Pairs (rows, 2, chunk) of such a chunk and READ with its copy. The copy has faults: a share
+    of its bytes, drawn for each row, is random. So the past of the copy cannot tell what comes
+    next as well as the place in the sketch can."""
+    page = spelling_batch(text, rows, chunk, rng).text[:, 0]
+    faulty = torch.rand(page.shape, generator=rng) < torch.rand(rows, 1, generator=rng)
+    noise = torch.randint(BYTES, page.shape, generator=rng)
+    return pair_batch(page, torch.where(faulty, noise, page), READ)
+
+
+def copy_batch(text: Text, rows: int, chunk: int, rng: Generator) -> Batch:
+    """Pairs (rows, 2, chunk) of such a chunk and the same, begun at any of its bytes and wound
+    round, after START: the past of the copy alone tells what comes next, as in recall."""
+    page = spelling_batch(text, rows, chunk, rng).text[:, 0]
+    turns = torch.randint(chunk, (rows, 1), generator=rng)
+    return pair_batch(page, page.gather(1, (torch.arange(chunk) + turns) % chunk), START)
 
 
 # --------------------------------------------------------------------------------- questions
@@ -208,11 +246,9 @@ def reading_batch(text: Text, rows: int, chunk: int, rng: Generator) -> Batch:
 # ASCII's own enquiry, acknowledge and end of transmission say who speaks; each has its glyph.
 QUESTION, ANSWER, STOP = 0x05, 0x06, 0x04
 ROLE = re.compile(rb"[\x04-\x06]")
-LETTERS = b"abcdefghijklmnopqrstuvwxyz"
-VALUES = (b"0123456789", b"0123456789abcdef", LETTERS)  # alphabets of a fact's value
-VALUE_LENGTH = 4
+NOT_THERE = b"not there"  # the response to a key without a fact
 MAX_TURNS = 40  # questions for values in a row
-MAX_FACTS = 10_000  # in a context: 18,278 keys have up to three letters
+MAX_FACTS = 256  # in a context
 MAX_PASSAGES = 4  # to repeat in a row
 QUOTED = 16  # characters of the line from which to repeat
 TRIES = 10_000  # to find what can be asked for
@@ -279,34 +315,127 @@ def sample_without_roles(text: Text, length: int, rng: Generator) -> bytes:
     raise UserError("found no text without the bytes 0x04, 0x05 and 0x06, which mark roles")
 
 
-def recall_example(text: Text, rng: Generator, chunk: int, chunks: int, distance=0) -> Example:
-    """Lines of `key=value`, about eight a chunk, in one context of four with text between them,
-    and up to MAX_TURNS questions for values. Or, given a distance, one question for a value whose
-    line begins so many chunks before the question's own. A context has `chunks` chunks and an open
-    one. Raises UserError if no fact fits."""
+LETTERS, DIGITS = string.ascii_lowercase.encode(), string.digits.encode()
+CAPITALS = string.ascii_uppercase.encode()
+HELD_BACK = b"@$%^|>"  # in no style: what a model makes of them shows what it has understood
+MARKS = bytes(c for c in string.punctuation.encode() if c not in HELD_BACK)
+
+
+@dataclass(frozen=True)
+class Style:
+    """How the facts of a context look; as it is, plain: lines of `key=value`."""
+
+    separator: bytes = b"="
+    end: bytes = b"\n"
+    key_letters: bytes = LETTERS
+    key_lengths: tuple[int, int] = (1, 3)  # from, to
+    joint: bytes = b""  # between the halves of a key
+    values: tuple[bytes, ...] = (DIGITS, DIGITS + b"abcdef", LETTERS)  # alphabets, one a value
+    value_lengths: tuple[int, int] = (4, 4)
+    facts: int = MAX_FACTS  # at most
+    gap: int = 0  # most bytes of text before each fact and after the last
+    alike: int = 0  # of four keys, so many have the letters of another one, and perhaps one more
+    twice: int = 0  # of eight facts, so many give a key a new value, which is the one that counts
+    absent: int = 0  # 1: up to one question and a quarter of all is for a key that is not there
+
+    def key(self, rng: Generator, others: list[bytes]) -> bytes:
+        if others and draw(rng, 4) < self.alike:
+            other = others[draw(rng, len(others))]
+            letters = bytes(other[i] for i in torch.randperm(len(other), generator=rng).tolist())
+            return letters + draw_bytes(rng, self.key_letters, (0, 1))
+        key = draw_bytes(rng, self.key_letters, self.key_lengths)
+        return key[: len(key) // 2] + self.joint + key[len(key) // 2 :]
+
+    def value(self, rng: Generator) -> bytes:
+        return draw_bytes(rng, one_of(rng, *self.values), self.value_lengths)
+
+
+def one_of(rng: Generator, *options):
+    return options[draw(rng, len(options))]
+
+
+def draw_bytes(rng: Generator, alphabet: bytes, lengths: tuple[int, int]) -> bytes:
+    """So many of an alphabet, both ends included."""
+    count = lengths[0] + draw(rng, lengths[1] - lengths[0] + 1)
+    return bytes(alphabet[draw(rng, len(alphabet))] for _ in range(count))
+
+
+def draw_style(rng: Generator, chunk: int) -> Style:
+    """Half of all punctuation is common, the other half drawn at random."""
+    separator, end = one_of(rng, b"=", b": ", b" = ", b":", b" ", b"\t"), b"\n"
+    if draw(rng, 2):
+        separator = one_of(rng, b"%s", b"%s ", b" %s ") % draw_bytes(rng, MARKS, (1, 2))
+    if draw(rng, 2):
+        rest = bytes(c for c in MARKS if c not in separator)
+        end = one_of(rng, b"%s", b"%s ", b"%s\n") % draw_bytes(rng, rest, (1, 1))
+    used = separator + end
+    free = bytes(c for c in MARKS + LETTERS + DIGITS + CAPITALS if c not in used)
+    letters = one_of(rng, LETTERS, CAPITALS, LETTERS + CAPITALS, LETTERS + DIGITS, DIGITS)
+    values = (DIGITS, LETTERS, CAPITALS, LETTERS + DIGITS, LETTERS + CAPITALS)
+    longest = 1 + draw(rng, 12)
+    return Style(
+        separator=separator,
+        end=end,
+        key_letters=letters,
+        key_lengths=(1, 1 + draw(rng, 12)),
+        joint=one_of(rng, b"", b"", *(bytes([c]) for c in b"._" if c not in used)),
+        values=(one_of(rng, *values, *3 * [draw_bytes(rng, free, (2, 32))]),),
+        value_lengths=(one_of(rng, 1, longest), longest),
+        facts=one_of(rng, MAX_FACTS, 1 + draw(rng, 4), 1 + draw(rng, 32)),
+        gap=one_of(rng, 0, 0, chunk // 2, 16 * chunk),
+        alike=one_of(rng, 0, 1),
+        twice=one_of(rng, 0, 0, 2),
+        absent=one_of(rng, 0, 1, 1),
+    )
+
+
+def recall_example(
+    text: Text, rng: Generator, chunk: int, chunks: int, distance=0, style: Style | None = None
+) -> Example:
+    """Facts in a context of `chunks` chunks and an open one, and up to MAX_TURNS questions for
+    values; of four plain contexts one has text between the facts. Or, given a distance, one
+    question for a value whose fact begins so many chunks before the question's own. Raises
+    UserError if no fact fits."""
     for _ in range(TRIES):
         size = chunks * chunk + draw(rng, chunk)
-        dense = distance or draw(rng, 4)
+        how = style or Style(gap=0 if distance or draw(rng, 4) else chunk // 2)
         context = bytearray()
-        facts: dict[bytes, bytes] = {}
-        keys: list[bytes] = []  # to ask for
-        while len(context) < size and len(facts) < MAX_FACTS:
-            key = bytes(LETTERS[draw(rng, 26)] for _ in range(1 + draw(rng, 3)))
-            alphabet = VALUES[draw(rng, len(VALUES))]
-            if key in facts:
+        facts: dict[bytes, bytes] = {}  # all, even one that is cut
+        places: dict[bytes, int] = {}  # of the whole ones: they can be asked for
+        for _ in range(how.facts):
+            if how.gap:
+                context += sample_without_roles(text, 1 + draw(rng, how.gap), rng) + b"\n"
+            if len(context) >= size:
+                break
+            known = list(facts)
+            again = known and draw(rng, 8) < how.twice
+            key = one_of(rng, *known) if again else how.key(rng, known)
+            if key in facts and not again:
                 continue
-            chunks_back = size // chunk - len(context) // chunk
-            facts[key] = bytes(alphabet[draw(rng, len(alphabet))] for _ in range(VALUE_LENGTH))
-            context += key + b"=" + facts[key] + b"\n"
-            if len(context) <= size and distance in (0, chunks_back):
-                keys.append(key)
-            if not dense:
-                context += sample_without_roles(text, 1 + draw(rng, chunk // 2), rng) + b"\n"
-        if keys:
-            order = torch.randperm(len(keys), generator=rng)[: 1 if distance else MAX_TURNS]
-            turns = tuple((keys[i], facts[keys[i]]) for i in order.tolist())
-            return Example(bytes(context[:size]), turns)
+            facts[key], places[key] = how.value(rng), len(context)
+            context += key + how.separator + facts[key] + how.end
+            if len(context) > size:
+                del places[key]
+        if how.gap and len(context) < size:
+            context += sample_without_roles(text, 1 + draw(rng, size - len(context)), rng)
+        context = context[:size]
+        back = {key: len(context) // chunk - place // chunk for key, place in places.items()}
+        asked = [key for key in places if distance in (0, back[key])]
+        if not asked:
+            continue
+        order = torch.randperm(len(asked), generator=rng).tolist()
+        turns = [(asked[i], facts[asked[i]]) for i in order[: 1 if distance else MAX_TURNS]]
+        for _ in range(draw(rng, 2 + len(turns) // 4) * how.absent):
+            key = how.key(rng, list(facts))
+            if key not in facts and not (how.gap and key + how.separator in context):
+                turns[draw(rng, len(turns))] = (key, NOT_THERE)
+        return Example(bytes(context), tuple(turns))
     raise UserError(f"no fact fits {chunks} chunks of {chunk} bytes at distance {distance}")
+
+
+def styled_example(text: Text, rng: Generator, chunk: int, chunks: int) -> Example:
+    """`recall_example` in a style that is drawn."""
+    return recall_example(text, rng, chunk, chunks, style=draw_style(rng, chunk))
 
 
 def repeat_example(text: Text, rng: Generator, chunk: int, chunks: int, distance=0) -> Example:
@@ -331,14 +460,7 @@ def repeat_example(text: Text, rng: Generator, chunk: int, chunks: int, distance
     raise UserError("found no line to repeat from: expected text in lines")
 
 
-EXAMPLES = {"recall": recall_example, "repeat": repeat_example}
-
-
-def check_examples(text: Text, chunk: int, chunks: int) -> None:
-    """Raises UserError for a text of which no examples of so many chunks can be made."""
-    text.sample(1, (chunks + 1) * chunk, generator("check"))  # the longest
-    for sample in EXAMPLES.values():
-        sample(text, generator("check"), chunk, chunks)
+EXAMPLES = {"recall": recall_example, "styled": styled_example, "repeat": repeat_example}
 
 
 FIELDS = ("context", "prompt", "response")

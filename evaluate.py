@@ -10,9 +10,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from console import one_line, printable
-from data import EXAMPLES, Batch, Corpus, Example, generator, question_batch, reading_batch
+from data import EXAMPLES, Batch, Corpus, Example, generator, pair_batch, question_batch
 from generate import generate, read_back
-from vist2 import Vist2, byte_losses
+from vist2 import BYTES, READ, Vist2, byte_losses
 
 DISTANCES = (1, 2, 3, 4, 5, 6, 7, 8, 16, 32)  # chunks
 QUESTIONS = 200  # at each distance
@@ -62,8 +62,10 @@ def summarize(bits: Tensor) -> dict[str, float]:
 @torch.inference_mode()
 def reading_accuracy(model: Vist2, corpus: Corpus, chunks: int) -> dict[str, float]:
     """Share of bytes that READ gets right, teacher-forced, of as many chunks of noise and text."""
-    rng = generator("evaluation")
-    text, openings, *_ = reading_batch(corpus.held_out, 2 * chunks, model.config.chunk, rng)
+    rng, n = generator("evaluation"), model.config.chunk
+    noise = torch.randint(BYTES, (chunks, n), generator=rng)
+    page = torch.cat([noise, corpus.held_out.sample(chunks, n, rng)])
+    text, openings, *_ = pair_batch(page, page, READ)
     groups = zip(text.to(model.device).split(32), openings.to(model.device).split(32))
     right = torch.cat([model(t, o)[:, 1].argmax(-1) == t[:, 1] for t, o in groups]).float()
     noise, real = right[:chunks].mean().item(), right[chunks:].mean().item()

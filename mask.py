@@ -78,9 +78,36 @@ def may_attend(query: Layout, key: Layout) -> Tensor:
 QUERY_BLOCKS = 16  # at most, of chunks with text
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, blocks: list[tuple] | None) -> Tensor:
-    """Softmax attention under a mask, without scoring most of what it forbids; causal if `blocks`
-    (see `plan_forward`) is None. q (B, H, T, D), k and v (B, KV, T, D) -> (B, H, T, D)."""
+class Plan(NamedTuple):
+    """How a sequence of T tokens is read, see `plan_forward`."""
+
+    positions: Tensor  # (T,)
+    previous: Tensor  # (T,), for `offset_keys`
+    blocks: list[tuple[Tensor, Tensor]] | None  # of queries: keys (s,), mask (t, s); None: causal
+    outputs: Tensor  # which tokens predict
+
+
+def offset_keys(k: Tensor, previous: Tensor) -> Tensor:
+    """Key offset: half of the channels, of which RoPE turns none, show the token before instead.
+    k (B, KV, S, D); previous (T,) of the last T tokens -> (B, KV, T, D)."""
+    quarter, own = k.shape[-1] // 4, k[:, :, -len(previous) :]
+    before = k[..., quarter : 3 * quarter].index_select(2, previous)
+    return torch.cat([own[..., :quarter], before, own[..., 3 * quarter :]], dim=-1)
+
+
+def previous_tokens(layout: Layout) -> Tensor:
+    """(T,): of a sketch token the sketch token before, of a byte the one before in its chunk; the
+    first of each stands for itself."""
+    one, other = (Layout(*(field[:, None] for field in layout)), layout)
+    alike = (one.is_sketch == other.is_sketch) & (one.is_sketch | (one.chunk == other.chunk))
+    before = torch.where(alike & (other.index < one.index), other.index, -1).amax(1)
+    return torch.where(before < 0, layout.index, before)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
+    """Softmax attention under a mask, without scoring most of what it forbids, with key offset.
+    q (B, H, T, D), k and v (B, KV, T, D) -> (B, H, T, D)."""
+    k, blocks = offset_keys(k, plan.previous), plan.blocks
     if blocks is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     sizes, seen = zip(*(mask.shape for _, mask in blocks), strict=True)
@@ -94,17 +121,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor, blocks: list[tuple] | None) -> Te
 @functools.lru_cache(maxsize=64)
 @torch.compiler.assume_constant_result
 @torch.inference_mode(False)  # an evaluation may make what training uses
-def plan_forward(N: int, n: int, m: int, S: int, skip: int, rule: Callable, device):
-    """How N chunks are read of which S are sketched, under a rule such as `may_attend`: positions
-    of the decoder's tokens (T,), blocks of attention, and which tokens predict.
+def plan_forward(N: int, n: int, m: int, S: int, skip: int, rule: Callable, device) -> Plan:
+    """How N chunks are read of which S are sketched, under a rule such as `may_attend`.
 
     Queries are taken in blocks of a few whole chunks, each with the keys that some of its queries
-    see, (s,), and their mask, (t, s). Without sketches `may_attend` is what a plain GPT does.
+    see. Without sketches `may_attend` is what a plain GPT does.
     """
     layout = make_layout(N, n, m, S, skip, device)
+    previous = previous_tokens(layout)
     outputs = (~layout.is_sketch & (layout.position >= skip * n)).nonzero().squeeze(1)
     if S == 0 and rule is may_attend:
-        return layout.position, None, outputs
+        return Plan(layout.position, previous, None, outputs)
     chunks = -(-(N - min(skip, S)) // QUERY_BLOCKS)
     alone = min(skip, S) * m  # sketches of chunks without text
     blocks = []
@@ -113,4 +140,4 @@ def plan_forward(N: int, n: int, m: int, S: int, skip: int, rule: Callable, devi
         mask = rule(Layout(*(field[queries, None] for field in layout)), layout)
         keys = mask.any(0).nonzero().squeeze(1)
         blocks.append((keys, mask[:, keys]))
-    return layout.position, blocks, outputs
+    return Plan(layout.position, previous, blocks, outputs)

@@ -27,13 +27,15 @@ from curriculum import (
     INSTRUCT_RATE,
     MAX_OWN_CHUNKS,
     MAX_STEPS,
+    SKETCHES,
     TABLES,
     Stage,
     count_steps,
+    fit_to_corpus,
     sample_batches,
     scale_stages,
 )
-from data import Corpus, check_examples, load_corpus, read_examples
+from data import Corpus, load_corpus, read_examples
 from evaluate import evaluate_briefly, report, to_device
 from optim import ADAMW_RATE, make_optimizers
 from render import KNOWN_CELLS, cell_name, parse_cell
@@ -58,10 +60,10 @@ def task_losses(model, task, history, text, openings, weights, skip: int) -> dic
         measured["spelling"] = loss(model.predict_patch_bytes(memory), seen)
     if task != "spelling":
         logits = model(text, openings, history, memory, skip=skip)
-        text, weights = text[:, skip:], weights[:, skip:]
-        measured[task] = loss(logits, text, weights)
+        target = text[:, :1] if task == "reading" else text[:, skip:]  # the copy has faults
+        measured[task] = loss(logits, target, weights[:, skip:])
     if task == "reading":
-        measured["accuracy"] = ((logits.argmax(-1) == text) * weights).sum() / weights.sum()
+        measured["accuracy"] = (logits.argmax(-1) == target).float().mean()
     return measured
 
 
@@ -79,7 +81,7 @@ def backward(measure, model: Vist2, batches, settings: "Settings") -> dict[str, 
         scale = {"spelling": SPELLING, task: 1.0}  # the task of spelling counts in full
         total = sum(scale[name] * nats for name, nats in measured.items() if name in scale)
         (share * total).backward()
-        if task not in ("spelling", "reading"):
+        if task not in SKETCHES:
             measured.pop("spelling", None)
         log |= {name: value.detach() for name, value in measured.items()}
     nats = {"accuracy": 1.0}  # the rest is losses
@@ -167,10 +169,8 @@ class Settings:
 
 
 def rate(step: int, plan: list[Stage]) -> float:
-    """The share of the full learning rate at a step: 20 steps up, flat, the last 40 % down to 2 %.
-    Instructions go down all the way: they begin where a model has come down already."""
-    fall = (1.0 if plan[-1].questions else 0.4) * len(plan)
-    return min(1.0, (step + 1) / 20, 0.02 + 0.98 * (len(plan) - step) / fall)
+    """The share of the full learning rate at a step: 20 steps up, then down to 2 % all the way."""
+    return min(1.0, (step + 1) / 20, 0.02 + 0.98 * (len(plan) - step) / len(plan))
 
 
 def train(
@@ -333,9 +333,8 @@ def run(settings: Settings) -> None:
     if settings.instruct:
         corpus.own_examples = read_examples(settings.instruct, MAX_OWN_CHUNKS * config.chunk)
         table = tuple(stage.with_own_examples() for stage in table)
-    elif settings.stage == "instruct":
-        check_examples(corpus.train, config.chunk, 4 * table[-1].context)
     stages = scale_stages(table, settings.history, settings.steps)
+    stages = fit_to_corpus(stages, config, corpus.train)
     start, path = read_start(settings, settings.record(corpus, stages))
 
     torch.manual_seed(settings.seed)

@@ -24,7 +24,12 @@ Notable, and where it comes from:
     sketches see sketches only     this project: what is kept of a chunk is what its pixels show
     grouped-query attention        Qwen3, and so is QK-norm, RMSNorm on queries and keys
     a learned gain on the query    this project: QK-norm alone caps how sharp attention can get
-    p-RoPE, half of it unturned    Barbero et al. 2024: content is compared at any distance alike
+    p-RoPE, a quarter turned       Barbero et al. 2024: content is compared at any distance alike
+    key offset                     modded-nanogpt: half of a key is the token before's, so that
+                                   what matches it returns what follows (mask.py)
+    one code for text and sketch   this project: `embed_text`; recall needs it, and key offset
+    its opening in every input     this project: a byte that is read goes by place, one that is
+                                   written by content
     squared ReLU                   Primer, So et al. 2021
     RMSNorm without a gain         Zhang and Sennrich 2019; the matrix that follows can hold one
     zero-initialised head          the first prediction is uniform over the bytes
@@ -81,10 +86,10 @@ class Config:
             if field.name != "cell" and not known:
                 raise UserError(f"{field.name} is {value!r}, expected a number from 1 to {most:,}")
         patches_per_chunk(self.chunk, self.cell)
-        for name, of, step in (  # p-RoPE takes quarters of a head
+        for name, of, step in (  # p-RoPE takes eighths of a head
             ("heads", self.heads, self.kv_heads),
-            ("head_width", self.head_width, 4),
-            ("encoder_width", self.encoder_width, 4 * self.encoder_heads),
+            ("head_width", self.head_width, 8),
+            ("encoder_width", self.encoder_width, 8 * self.encoder_heads),
         ):
             if of % step:
                 raise UserError(f"{name} is {of}, expected a multiple of {step}")
@@ -125,19 +130,18 @@ def norm(x: Tensor) -> Tensor:
 
 
 def rope_angles(positions: Tensor, width: int, base: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of RoPE (Su et al. 2021): (T,) positions -> two of (T, width / 2), float32.
-    The slower half of the pairs does not turn."""
-    frequencies = base ** (-torch.arange(0, width, 2, device=positions.device) / width)
-    frequencies[width // 4 :] = 0
+    """cos and sin of RoPE (Su et al. 2021) for the fastest quarter of its pairs, the only ones
+    that turn: (T,) positions -> two of (T, width / 8), float32."""
+    frequencies = base ** (-torch.arange(0, width // 4, 2, device=positions.device) / width)
     angles = positions[:, None] * frequencies
     return angles.cos(), angles.sin()
 
 
 def rope(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair of channels of (B, H, T, D) by its position's angle."""
+    """Turn pairs in the first quarter of the channels of (B, H, T, D) by their position's angle."""
     cos, sin = angles
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).type_as(x)
+    a, b, still = x.split([cos.shape[-1], cos.shape[-1], x.shape[-1] - 2 * cos.shape[-1]], dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos, still], dim=-1).type_as(x)
 
 
 class Attention(nn.Module):
@@ -275,6 +279,21 @@ class Vist2(nn.Module):
         """Bytes and openings, (..) ids -> (.., C)."""
         return norm(self.embedding(ids))
 
+    def embed_text(self, ids: Tensor, openings: Tensor) -> Tensor:
+        """The decoder's inputs of runs of text that see each other: (.., T) ids -> (.., T, C).
+
+        Each is its byte, the opening of its run (.., 1), and what the speller, transposed, makes
+        of it and the bytes before: so as many bytes as a line of a patch shows have the code of
+        the patch that shows them.
+        """
+        x = self.embed(ids)
+        line = PATCH // self.config.cell[1]
+        code = self.speller.weight.view(-1, *2 * [self.config.width])[-line:]  # (byte, C, C)
+        kernel = rearrange(code, "byte text patch -> patch text byte")
+        looked_back = F.conv1d(F.pad(x.flatten(0, -3).mT, (line - 1, 0)), kernel).mT.view_as(x)
+        # a byte opens a chunk where the one before stays in sight: that is writing
+        return norm(x + self.embed(openings.clamp(min=START)) + looked_back)
+
     def compress(self, chunks: Tensor) -> Tensor:
         """All that is kept of finished chunks: (B, N, n) bytes -> (B, N, m, C) sketch tokens."""
         sketches = rearrange(render(chunks, self.config.cell), "B N H W -> (B N) H W")
@@ -304,17 +323,19 @@ class Vist2(nn.Module):
         S = min({"sketch": N, "full": 0, "prompt": prompt_chunks}[history], N - 1)
 
         # A chunk's inputs are its opening and all its bytes but the last.
-        opening = torch.cat([openings[:, : S + 1], text[:, S:-1, -1]], dim=1)
-        x = self.embed(torch.cat([opening[:, :, None], text[:, :, :-1]], dim=2))  # (B, N, n, C)
+        first = torch.cat([openings[:, : S + 1], text[:, S:-1, -1]], dim=1)[:, :, None]
+        inputs, first = torch.cat([first, text[:, :, :-1]], dim=2), first.clamp(min=START)
+        x = self.embed_text(inputs[:, S:].flatten(1), first[:, S]).unflatten(1, (N - S, n))
         m = patches_per_chunk(n, self.config.cell) if memory is None else memory.shape[2]
-        positions, blocks, outputs = plan_forward(N, n, m, S, skip, self.may_attend, text.device)
+        plan = plan_forward(N, n, m, S, skip, self.may_attend, text.device)
         if S == 0:
             x = x.flatten(1, 2)
         else:
             memory = self.compress(text[:, :S]) if memory is None else memory[:, :S]
+            x = torch.cat([self.embed_text(inputs[:, :S], first[:, :S]), x], dim=1)
             x = interleave(x, memory.to(x.dtype), skip)  # (B, T, C)
-        x = self.decoder(x, positions, [partial(attention, blocks=blocks)] * self.config.layers)
-        return self.head(x.index_select(1, outputs)).unflatten(1, (N - skip, n))
+        x = self.decoder(x, plan.positions, [partial(attention, plan=plan)] * self.config.layers)
+        return self.head(x.index_select(1, plan.outputs)).unflatten(1, (N - skip, n))
 
     def predict_patch_bytes(self, memory: Tensor) -> Tensor:
         """What each sketch token says of its own patch: (B, N, m, C) -> (B, N, n, 256) logits, ten
