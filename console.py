@@ -12,8 +12,6 @@ import signal
 import sys
 import unicodedata
 from collections.abc import Iterator
-from functools import partial
-from itertools import islice
 from pathlib import Path
 
 LARGEST_FILE = 2**28  # bytes that are read of one file
@@ -114,13 +112,11 @@ def read_file(path: str, first: int | None = None) -> bytes:
     """
     if path != "-" and not Path(path).exists():
         raise UserError(f"{path} is not there, expected a file, or - for standard input")
-    piece = 2**20
-    limit = LARGEST_FILE + 1 if first is None else first
     with contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
-        content = b"".join(islice(iter(partial(file.read, piece), b""), -(-limit // piece)))
+        content = file.read(LARGEST_FILE + 1 if first is None else first)
     if first is None and len(content) > LARGEST_FILE:
         raise UserError(f"{path} is too long, expected at most {LARGEST_FILE:,} bytes")
-    return content[:limit]
+    return content
 
 
 def check_writable(path: str | None) -> None:

@@ -30,8 +30,12 @@ from render import fills_page
 from vist2 import Config
 
 CHUNK_PARTS = {"sixteenth": 1 / 16, "quarter": 1 / 4, "whole": 1}  # of the config's chunk length
-# Of batches of sketches alone: bytes of a row in chunks, and what draws them.
-SKETCHES = {"spelling": (1, spelling_batch), "reading": (2, reading_batch), "copy": (2, copy_batch)}
+# Of tasks about single pages: chunks in a row, and what draws the rows.
+PAGE_TASKS = {
+    "spelling": (1, spelling_batch),
+    "reading": (2, reading_batch),
+    "copy": (2, copy_batch),
+}
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ def scale_stages(table: tuple[Stage, ...], history: str, steps: int) -> list[Sta
     ]
     if history == "sketch":
         return scaled
-    none = dict.fromkeys((*SKETCHES, "text", *CHUNK_PARTS), 0)
+    none = dict.fromkeys((*PAGE_TASKS, "text", *CHUNK_PARTS), 0)
     return [
         replace(stage, **none | {"whole": sum(stage.language.values())})
         for stage in scaled
@@ -176,8 +180,8 @@ def sample_batches(
     size, seed = settings.batch_bytes, settings.seed
     if stage.language:
         length = stage.windows * text.window
-        # the shares of windows as long as the config's are quarters
-        rows = 4 * max(1, round(size / length / 4)) if stage.windows == 1 else max(1, size // length)
+        least = 4 if stage.windows == 1 else 1  # the table's shares are quarters
+        rows = least * max(1, round(size / length / least))
         windows = text.sample(rows, length, generator(seed, "language", language_step))
         counts = [round(share * rows) for share in stage.language.values()]
         taken = windows[: sum(counts)].split(counts)
@@ -185,7 +189,7 @@ def sample_batches(
             yield task, share, language_batch(rows, chunk_of(CHUNK_PARTS.get(task, 1), config))
     if stage.questions:
         rng, share = generator(seed, "questions", step), sum(stage.questions.values())
-        weights = torch.tensor([*stage.questions.values()])
+        weights = torch.tensor([*stage.questions.values()], dtype=torch.float32)
         task = [*stage.questions][int(weights.multinomial(1, generator=rng))]
         if task == "own":
             examples = sample_of_similar_length(corpus.own_examples, share * size, rng)
@@ -197,7 +201,7 @@ def sample_batches(
         # else one in eight. The references, which do not read, have none.
         short = draw(rng, 2) == 0 and stage.reading
         yield task, share, question_batch(examples, chunk_of(1 / 4 if short else 1, config))
-    for task, share in stage.shares(*SKETCHES).items():
-        chunks, sample = SKETCHES[task]
+    for task, share in stage.shares(*PAGE_TASKS).items():
+        chunks, sample = PAGE_TASKS[task]
         rows = max(2, round(share * size / (chunks * n)))
         yield task, share, sample(text, rows, n, generator(seed, task, step))

@@ -52,13 +52,15 @@ class Text:
         start = self.starts[file] + drawn - (ends - offsets)[file]
         return self.bytes[start[:, None] + torch.arange(length)].long()
 
-    def windows(self) -> Tensor:
-        """(K, window) bytes: each file cut from its beginning, no overlap, its rest left out."""
+    def windows(self, size: int | None = None) -> Tensor:
+        """(K, window) bytes, or (K, size): each file cut from its beginning, no overlap, its rest
+        left out."""
+        size = size or self.window
         starts = [
-            start + torch.arange(0, length - self.window + 1, self.window)
+            start + torch.arange(length // size) * size
             for start, length in zip(self.starts.tolist(), self.lengths.tolist())
         ]
-        return self.bytes[torch.cat(starts)[:, None] + torch.arange(self.window)].long()
+        return self.bytes[torch.cat(starts)[:, None] + torch.arange(size)].long()
 
 
 @dataclass

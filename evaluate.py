@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from console import one_line, printable
-from data import EXAMPLES, Batch, Corpus, Example, generator, pair_batch, question_batch
+from data import Corpus, Example, generator, pair_batch, question_batch, recall_example
 from generate import generate, read_back
 from vist2 import BYTES, READ, Vist2, byte_losses
 
@@ -19,30 +19,25 @@ QUESTIONS = 200  # at each distance
 WINDOWS = 64  # held out, that are evaluated for the log
 
 
-def to_device(batch: Batch, device: torch.device) -> list[Tensor]:
-    """Move tensors; to CUDA from pinned memory, so that nothing waits for the copy."""
-    pin = device.type == "cuda"
-    return [(t.pin_memory() if pin else t).to(device, non_blocking=pin) for t in batch[:3]]
-
-
 @torch.inference_mode()
-def held_out_bits(
-    model: Vist2, corpus: Corpus, history: str, count: int | None = None, shown=None
-) -> Tensor:
-    """Bits of each byte of the held-out windows (all, or the first `count`): (K, N, n).
+def bits_of(model: Vist2, windows: Tensor, history: str, shown: Tensor | None = None) -> Tensor:
+    """Bits of each byte of windows (K, N, n): the same shape.
 
-    shown: windows (K, N n) for the sketches to show in place of the text, as a control.
+    shown: windows for the sketches to show in place of the text, as a control.
     """
-    config, bits = model.config, []
-    windows = corpus.held_out.windows()[:count].view(-1, config.chunks, config.chunk)
-    starts = range(0, len(windows), 16)
-    for start in tqdm(starts, "evaluating", leave=False, disable=count is not None):
+    bits = []
+    for start in tqdm(range(0, len(windows), 16), "evaluating", leave=False, delay=5):
         text, memory = windows[start : start + 16].to(model.device), None
         if shown is not None:
-            memory = model.compress(shown[start : start + 16].view_as(text).to(model.device))
+            memory = model.compress(shown[start : start + 16].to(model.device))
         logits = model(text, history=history, memory=memory)
         bits.append(byte_losses(logits, text).cpu() / math.log(2))
     return torch.cat(bits)
+
+
+def held_out_windows(model: Vist2, corpus: Corpus, count: int | None = None) -> Tensor:
+    """All held-out windows of the config's length, or the first `count`: (K, N, n)."""
+    return corpus.held_out.windows()[:count].view(-1, model.config.chunks, model.config.chunk)
 
 
 def bits_by_position(bits: Tensor) -> Tensor:
@@ -82,7 +77,8 @@ def score(model: Vist2, corpus: Corpus, history: str, bits: Tensor) -> dict[str,
 
 def evaluate(model: Vist2, corpus: Corpus, history: str, count: int | None = None):
     """The score on held-out windows (all, or the first `count`)."""
-    return score(model, corpus, history, held_out_bits(model, corpus, history, count))
+    bits = bits_of(model, held_out_windows(model, corpus, count), history)
+    return score(model, corpus, history, bits)
 
 
 @torch.inference_mode()
@@ -92,7 +88,7 @@ def exact_match(model: Vist2, examples: list[Example], history: str) -> float:
     right = 0
     for first in range(0, len(examples), 16):
         batch = question_batch(examples[first : first + 16], model.config.chunk)
-        text, openings, weights = to_device(batch, model.device)
+        text, openings, weights = (part.to(model.device) for part in batch[:3])
         predicted = model(text, openings, history, skip=batch.skip).argmax(-1)
         wrong = (predicted != text[:, batch.skip :]) & (weights[:, batch.skip :] > 0)
         right += (~wrong.flatten(1).any(dim=1)).sum().item()
@@ -102,8 +98,8 @@ def exact_match(model: Vist2, examples: list[Example], history: str) -> float:
 def sample_questions(corpus: Corpus, chunk: int, distance: int, count: int) -> list[Example]:
     """Fresh held-out questions, in contexts of eight chunks or of `distance`."""
     rng, chunks = generator("evaluation", "recall", distance), max(8, distance)
-    sample = EXAMPLES["recall"]
-    return [sample(corpus.held_out, rng, chunk, chunks, distance) for _ in range(count)]
+    text = corpus.held_out
+    return [recall_example(text, rng, chunk, chunks, distance) for _ in range(count)]
 
 
 def recall_by_distance(

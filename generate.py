@@ -14,7 +14,6 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cache import GROUP, Session
 from common import find_device, open_model
@@ -32,7 +31,6 @@ from data import STOP, question_prompt, refuse_roles
 from vist2 import BYTES, HISTORIES, READ, Config, Vist2
 
 CHECKPOINT = "runs/sketch/model.pt"  # what train.py writes
-ANSWERS = "runs/sketch-instruct/model.pt"  # ... with --stage instruct
 
 
 # ------------------------------------------------------------------------------------ sampling
@@ -140,15 +138,12 @@ def print_reading(model: Vist2, text: bytes) -> None:
     """Each whole chunk, below it what the model reads from its sketch; what is misread most often,
     and the share that is right."""
     n, misread, start = model.config.chunk, Counter(), 0
-    quiet = sys.stdout.isatty() or not sys.stderr.isatty()  # what is printed is progress, too
-    with tqdm(total=len(text), unit="B", unit_scale=True, disable=quiet) as bar:
-        for read in read_groups(model, text):
-            for chunk in range(0, len(read), n):
-                print(f"text |{one_line(text[start + chunk : start + chunk + n])}|")
-                print(f"read |{one_line(read[chunk : chunk + n])}|")
-            misread.update((a, b) for a, b in zip(text[start:], read) if a != b)
-            start += len(read)
-            bar.update(len(read))
+    for read in read_groups(model, text):
+        for chunk in range(0, len(read), n):
+            print(f"text |{one_line(text[start + chunk : start + chunk + n])}|")
+            print(f"read |{one_line(read[chunk : chunk + n])}|")
+        misread.update((a, b) for a, b in zip(text[start:], read) if a != b)
+        start += len(read)
     for (a, b), times in misread.most_common(5):
         print(f"{bytes([a])} read as {bytes([b])}, times: {times}")
     right = start - misread.total()
@@ -163,8 +158,7 @@ def read_context(path: str, info: dict) -> bytes:
     learned to answer, and for a role's byte."""
     most = info["max_context"]
     if not most:
-        learned = "a model that train.py --stage instruct writes"
-        raise UserError(f"{info['path']} never learned to answer, expected {learned}")
+        raise UserError(f"{info['path']} never learned to answer, expected a model that did")
     text = read_file(path)
     cut = max(0, len(text) - most)
     if cut:
@@ -174,14 +168,16 @@ def read_context(path: str, info: dict) -> bytes:
     return text[cut:]
 
 
-def print_answer(model: Vist2, info: dict, args: argparse.Namespace) -> None:
-    context, question = read_context(args.context, info), os.fsencode(args.ask)
+def print_answers(model: Vist2, info: dict, args: argparse.Namespace) -> None:
+    context = read_context(args.context, info)
     names = ("temperature", "top_k", "seed", "history")
     how = {name: getattr(args, name) for name in names}
-    response, ended = answer(model, context, question, args.max_new_bytes, **how)
-    print(printable(response))
-    if not ended:
-        warn(f"cut at --max-new-bytes {args.max_new_bytes}, the answer had not ended")
+    for question in sys.stdin.buffer if args.ask == "-" else [os.fsencode(args.ask)]:
+        question = question.rstrip(b"\r\n")
+        response, ended = answer(model, context, question, args.max_new_bytes, **how)
+        print(printable(response), flush=True)
+        if not ended:
+            warn(f"cut at --max-new-bytes {args.max_new_bytes}, the answer had not ended")
 
 
 def fit_prompt(prompt: bytes, history_chunks: int | None, config: Config) -> tuple[bytes, int]:
@@ -240,11 +236,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--prompt", help="text to continue, may be empty; --prompt=-x where it begins with -")
     add("--prompt-file", metavar="FILE", help="a file to continue, - for standard input")
     add("--read", metavar="FILE", help="print what the model reads from a file's sketches")
-    add("--ask", metavar="QUESTION", help="answer from --context, seen as sketches alone")
+    asks = "answer from --context, seen as sketches alone; - takes a question a line of the input"
+    add("--ask", metavar="QUESTION", help=asks)
     add = parser.add_argument
     add("--context", metavar="FILE", help="what --ask is about, - for standard input")
-    own = f"{CHECKPOINT}, for --ask {ANSWERS}"
-    add("--checkpoint", help=f"default: {own}, or else the weights that come with the code")
+    add("--checkpoint", help=f"default: {CHECKPOINT}, or the weights that come with the code")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (%(default)s)")
     add("--max-new-bytes", type=int, default=512, help="to write (%(default)s)")
     add("--temperature", type=float, help="0 takes the likeliest byte; default: 0.8, for --ask 0")
@@ -265,6 +261,8 @@ def check_options(args: argparse.Namespace) -> None:
     """Raises UserError for options that do not go together."""
     if (args.ask is None) != (args.context is None):
         raise UserError("--ask QUESTION and --context FILE, - for standard input, go together")
+    if args.ask == args.context == "-":
+        raise UserError("--ask - and --context - both read standard input, expected one of them")
     continues = args.ask is None and args.read is None
     if not continues and (args.samples > 1 or args.stats or args.history_chunks is not None):
         raise UserError("--samples, --stats and --history-chunks are for continuing a text")
@@ -275,13 +273,12 @@ def check_options(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> None:
     check_options(args)
-    trained = CHECKPOINT if args.ask is None else ANSWERS
-    model, info = open_model(args.checkpoint, trained, find_device(args.device))
+    model, info = open_model(args.checkpoint, CHECKPOINT, find_device(args.device))
     args.history = args.history or info["history"]
     if args.bf16:
         model.to(torch.bfloat16)
     if args.ask is not None:
-        return print_answer(model, info, args)
+        return print_answers(model, info, args)
     if args.read is not None:
         text = read_file(args.read)
         if len(text) < model.config.chunk:

@@ -50,5 +50,5 @@ def make_optimizers(model: Vist2, lr: float) -> list[torch.optim.Optimizer]:
     matrices, others = [], []
     for name, p in model.named_parameters():
         (matrices if ".blocks." in name and p.ndim == 2 else others).append(p)
-    adamw = torch.optim.AdamW(others, lr=ADAMW_RATE * lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    return [Muon(matrices, lr=lr), adamw]
+    how = dict(lr=ADAMW_RATE * lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    return [Muon(matrices, lr=lr), torch.optim.AdamW(others, **how)]

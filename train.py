@@ -3,7 +3,7 @@
     python train.py                       the README's model; its corpus needs no download
     python train.py --history none        a reference: sees its own chunk only
     python train.py --history full        a reference: sees all text, a plain GPT
-    python train.py --stage instruct      then learn to answer questions about a past
+    python train.py --stage instruct      go on from a finished model, with own questions, say
     python train.py --resume              go on where a run stopped, on a CPU bit for bit
 """
 
@@ -27,7 +27,7 @@ from curriculum import (
     INSTRUCT_RATE,
     MAX_OWN_CHUNKS,
     MAX_STEPS,
-    SKETCHES,
+    PAGE_TASKS,
     TABLES,
     Stage,
     count_steps,
@@ -36,7 +36,7 @@ from curriculum import (
     scale_stages,
 )
 from data import Corpus, load_corpus, read_examples
-from evaluate import evaluate_briefly, report, to_device
+from evaluate import evaluate_briefly, report
 from optim import ADAMW_RATE, make_optimizers
 from render import KNOWN_CELLS, cell_name, parse_cell
 from vist2 import Config, Vist2, loss
@@ -71,17 +71,17 @@ def backward(measure, model: Vist2, batches, settings: "Settings") -> dict[str, 
     """Add the gradients of all tasks of one step, which `measure` (task_losses) measures.
 
     Returns the losses in bits per byte and the accuracy of reading; spelling as measured on the
-    batches that are half random bytes.
+    last of the batches that are half noise.
     """
     log = {}
     for task, share, batch in batches:
-        tensors = to_device(batch, model.device)
+        tensors = [part.to(model.device) for part in batch[:3]]
         with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.bf16):
             measured = measure(model, task, settings.history, *tensors, batch.skip)
         scale = {"spelling": SPELLING, task: 1.0}  # the task of spelling counts in full
         total = sum(scale[name] * nats for name, nats in measured.items() if name in scale)
         (share * total).backward()
-        if task not in SKETCHES:
+        if task not in PAGE_TASKS:
             measured.pop("spelling", None)
         log |= {name: value.detach() for name, value in measured.items()}
     nats = {"accuracy": 1.0}  # the rest is losses
@@ -108,11 +108,11 @@ BOOL = argparse.BooleanOptionalAction
 class Settings:
     """One run: made from the command line, saved in its checkpoint, compared at a resume."""
 
-    preset: str = option("tiny", f"size of the model: {', '.join(DEFAULTS)}")
-    history: str = option("sketch", f"of finished chunks: {', '.join(TRAINED_HISTORIES)}")
+    preset: str = option("tiny", "size of the model", choices=DEFAULTS)
+    history: str = option("sketch", "of finished chunks", choices=TRAINED_HISTORIES)
     cell: tuple = option((16, 4), f"pixels of a byte: {KNOWN_CELLS}", type=parse_cell)
     chunk: int = option(64, "bytes in a chunk", type=int)
-    stage: str = option("language", "language, or instruct, which goes on from a finished model")
+    stage: str = option("language", "instruct goes on from a finished model", choices=TABLES)
     steps: int | None = option(None, "about so many in all; default: the stage's", type=int)
     batch_bytes: int | None = option(None, f"in a step; {by_preset('batch_bytes')}", type=int)
     lr: float | None = option(None, f"Muon's rate; {by_preset('lr')}", type=float)
@@ -128,11 +128,6 @@ class Settings:
 
     def resolve(self) -> "Settings":
         """What was not said, filled in. Raises UserError for what makes no sense."""
-        choices = {"preset": DEFAULTS, "stage": TABLES, "history": TRAINED_HISTORIES}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                given = getattr(self, name)
-                raise UserError(f"--{name} is {given!r}, expected one of {', '.join(known)}")
         instruct = self.stage == "instruct"
         if (self.start or self.instruct) and not instruct:
             raise UserError("--start and --instruct are for --stage instruct")
@@ -212,7 +207,8 @@ def train(
     ):
         while info["step"] < len(plan) and not signals:
             step, stage = info["step"], plan[info["step"]]
-            set_lr(optimizers, settings.lr * rate(step, plan))
+            for optimizer, share in zip(optimizers, (1, ADAMW_RATE), strict=True):
+                optimizer.param_groups[0]["lr"] = share * settings.lr * rate(step, plan)
             batches = list(
                 sample_batches(stage, model.config, corpus, settings, step, language_steps[step])
             )
@@ -245,12 +241,6 @@ def train(
         if saved < info["step"]:
             save_run(out, model, info, record, optimizers)
     return info
-
-
-def set_lr(optimizers: list[torch.optim.Optimizer], lr: float) -> None:
-    """lr: Muon's."""
-    for optimizer, share in zip(optimizers, (1, ADAMW_RATE), strict=True):
-        optimizer.param_groups[0]["lr"] = share * lr
 
 
 def check_finite(measured: dict[str, float], step: int, saved: int) -> None:

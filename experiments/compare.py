@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,15 +29,15 @@ from cache import Session
 from common import find_device, read_checkpoint, restore
 from console import UserError, check_range, check_writable, command_line, warn
 from curriculum import (
+    CURRICULUM,
     DEFAULTS,
-    INSTRUCT_RATE,
     MAX_STEPS,
-    TABLES,
     Stage,
     count_steps,
+    fit_to_corpus,
     scale_stages,
 )
-from data import Corpus, check_examples, load_corpus
+from data import Corpus, load_corpus
 from experiments.report import save_json, show, this_machine
 from experiments.rivals import REFERENCES, RIVALS, costs
 from generate import write
@@ -49,7 +49,7 @@ QUICK = 40  # steps
 QUICK_WINDOWS = 32  # held out, that are scored then
 JUDGE_SEED = 100
 LEAST_GAP = 0.02  # bits between the references; below it, gap closed is noise and left blank
-VERSION = 4  # raise it when a rival, its training or its score changes: old runs do not count
+VERSION = 5  # raise it when a rival, its training or its score changes: old runs do not count
 
 # -------------------------------------------------------------------------------- one training
 
@@ -64,15 +64,15 @@ class Run(Settings):
     device_type: str = "cpu"
     version: int = VERSION
 
-    @property
-    def stages(self) -> list[Stage]:
-        stages = scale_stages(TABLES[self.stage], self.history, self.steps)
+    def stages(self, corpus: Corpus) -> list[Stage]:
+        stages = scale_stages(CURRICULUM, self.history, self.steps)
+        stages = fit_to_corpus(stages, self.config, corpus.train)
         if RIVALS[self.rival].spells:
             return stages
         return [replace(s, reading=s.reading + s.spelling, spelling=0) for s in stages]
 
     def key(self, corpus: Corpus) -> str:
-        record = json.dumps(self.record(corpus, self.stages), sort_keys=True)
+        record = json.dumps(self.record(corpus, self.stages(corpus)), sort_keys=True)
         return hashlib.sha256(record.encode()).hexdigest()[:8]
 
     def folder(self, corpus: Corpus) -> Path:
@@ -88,41 +88,26 @@ def make_run(rival: str, ratio: int, **settings) -> Run:
     return Run(**settings, rival=rival, device_type=find_device(settings["device"]).type)
 
 
-def finish_or_load(run: Run, begin: Callable[[], Vist2], corpus: Corpus, folder: Path) -> Vist2:
-    """The model in a folder: trained from begin(), or on from where it stopped, or read if done.
-    Raises UserError for a loss that is not finite, and names the folder."""
+def train_or_load(run: Run, corpus: Corpus) -> Vist2:
+    """A run's model: trained, or on from where it stopped, or read if done. Raises UserError for a
+    loss that is not finite, and names the folder."""
+    folder, stages, kind = run.folder(corpus), run.stages(corpus), RIVALS[run.rival].model
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.pt"
     content = read_checkpoint(path) if path.exists() else None
     if content:
-        check_equal(path, content.get("settings", {}), run.record(corpus, run.stages))
-    model = restore(content, path, RIVALS[run.rival].model) if content else begin()
+        check_equal(path, content.get("settings", {}), run.record(corpus, stages))
+    torch.manual_seed(run.seed)
+    model = restore(content, path, kind) if content else kind(run.config)
     model = model.to(find_device(run.device))
     if not content or content["info"]["step"] < content["info"]["steps"]:
         try:
-            info = train(model, corpus, run, run.stages, folder, content)
+            info = train(model, corpus, run, stages, folder, content)
         except UserError as error:
             raise UserError(f"{folder}: {error}") from None
         if info["step"] < info["steps"]:  # main says what goes on with it
             raise KeyboardInterrupt
     return model.eval()
-
-
-def train_or_load(run: Run, corpus: Corpus) -> Vist2:
-    """A run's model after the curriculum."""
-
-    def begin() -> Vist2:
-        torch.manual_seed(run.seed)
-        return RIVALS[run.rival].model(run.config)
-
-    return finish_or_load(run, begin, corpus, run.folder(corpus))
-
-
-def instruct_or_load(run: Run, steps: int, corpus: Corpus) -> Vist2:
-    """A run's model after so many more steps, of instructions."""
-    more = replace(run, stage="instruct", steps=steps, lr=INSTRUCT_RATE * run.lr)
-    folder = run.folder(corpus) / f"instruct-{steps}-{more.key(corpus)}"
-    return finish_or_load(more, partial(train_or_load, run, corpus), corpus, folder)
 
 
 # ------------------------------------------------------------------------------------ scores
@@ -134,7 +119,8 @@ def score_or_load(run: Run, corpus: Corpus, windows: int | None) -> dict:
     path = run.folder(corpus) / f"score-{windows or 'all'}.json"
     if not path.exists():
         model = train_or_load(run, corpus)
-        bits = evaluate.held_out_bits(model, corpus, run.history, windows)
+        text = evaluate.held_out_windows(model, corpus, windows)
+        bits = evaluate.bits_of(model, text, run.history)
         result = evaluate.score(model, corpus, run.history, bits)
         result["by position"] = evaluate.bits_by_position(bits).tolist()
         result["by chunk"] = bits.mean(dim=(0, 2)).tolist()
@@ -144,7 +130,7 @@ def score_or_load(run: Run, corpus: Corpus, windows: int | None) -> dict:
 
 def controls(model: Vist2, corpus: Corpus, windows: int | None) -> Iterator[dict]:
     """What becomes of a trained sketch model when its sketches show something else."""
-    text = corpus.held_out.windows()[:windows]
+    text = evaluate.held_out_windows(model, corpus, windows)
     rng = torch.Generator().manual_seed(0)
     shown = {
         "as it is": text,
@@ -153,16 +139,15 @@ def controls(model: Vist2, corpus: Corpus, windows: int | None) -> Iterator[dict
         "permuted glyphs": torch.randperm(256, generator=rng)[text],
     }
     for name, other in shown.items():
-        bits = evaluate.held_out_bits(model, corpus, "sketch", windows, other)
+        bits = evaluate.bits_of(model, text, "sketch", other)
         yield {"control of sketch": name} | evaluate.summarize(bits)
 
 
-def recall_row(run: Run, steps: int, corpus: Corpus) -> dict:
-    """Share of values given exactly, by distance in chunks, after so many steps more."""
-    model, farthest = instruct_or_load(run, steps, corpus), run.config.chunks
-    return {"rival": run.rival} | evaluate.recall_by_distance(
-        model, corpus, run.history, farthest, evaluate.QUESTIONS
-    )
+def recall_row(run: Run, corpus: Corpus) -> dict:
+    """Share of values given exactly, by distance in chunks."""
+    model, count = train_or_load(run, corpus), evaluate.QUESTIONS
+    recall = evaluate.recall_by_distance(model, corpus, run.history, run.config.chunks, count)
+    return {"rival": run.rival} | recall
 
 
 # ------------------------------------------------------------------------------- long writing
@@ -279,7 +264,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description="Train and score every way of keeping the past at equal memory tokens.",
     )
     rivals, ratios = partial(parse_some, RIVALS, str), partial(parse_some, CELLS, int)
-    steps, lr = count_steps(TABLES["language"]), DEFAULTS["tiny"]["lr"]
+    steps, lr = count_steps(CURRICULUM), DEFAULTS["tiny"]["lr"]
     add, length = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
     add("--rivals", type=rivals, default=list(RIVALS), help=f"of {','.join(RIVALS)} (all)")
     add("--ratios", type=ratios, default=[4], help="of 2,4,8,16 (4)")
@@ -289,8 +274,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     length("--quick", action="store_true", help=quick)
     add("--lr", type=float, default=lr, help="Muon's, of every run (%(default)s)")
     add("--writing", action="store_true", help="then let rivals write, and a `full` judge it")
-    teach = "then teach the first seed of each rival to answer, and test its recall"
-    add("--recall", type=int, metavar="STEPS", help=teach)
+    add("--recall", action="store_true", help="then test the recall of each rival's first seed")
     add("--data", metavar="PATH", help="file or folder; default: Python's standard library")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (%(default)s)")
     add("--out", metavar="DIR", default="runs/compare", help="for all runs (%(default)s)")
@@ -302,7 +286,6 @@ def check(args: argparse.Namespace) -> None:
     """Raises UserError for what makes no sense."""
     check_range("--seeds", args.seeds, 1, JUDGE_SEED)
     check_range("--steps", args.steps, 1, MAX_STEPS)
-    check_range("--recall", 1 if args.recall is None else args.recall, 1, MAX_STEPS)
     check_writable(args.json)
     if Path(args.out).exists() and not Path(args.out).is_dir():
         raise UserError(f"--out is {args.out}, a file, expected a folder")
@@ -325,8 +308,6 @@ def run(args: argparse.Namespace) -> None:
     runs = {name: make(name, ratio) for name in rivals}
     config = make("sketch", ratio).config
     corpus = load_corpus(args.data, config.chunks * config.chunk)
-    if args.recall:
-        check_examples(corpus.train, config.chunk, 4 * TABLES["instruct"][-1].context)
 
     machine, scores = this_machine(find_device(args.device)), []
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
@@ -336,7 +317,8 @@ def run(args: argparse.Namespace) -> None:
     show(title, score_rows(lines, corpus, windows, scores))
     content = {"machine": machine, "corpus": corpus.name, "quick": args.quick}
     content["ratio of all but runs"] = ratio
-    content["settings"] = make("sketch", ratio).record(corpus, make("sketch", ratio).stages)
+    sketch = make("sketch", ratio)
+    content["settings"] = sketch.record(corpus, sketch.stages(corpus))
     content["runs"] = scores
     if "sketch" in runs:
         rows = controls(train_or_load(runs["sketch"], corpus), corpus, windows)
@@ -348,9 +330,8 @@ def run(args: argparse.Namespace) -> None:
         writers = [run for run in runs.values() if RIVALS[run.rival].writing]
         content["writing"] = show(title, writing_rows(writers, judge, corpus))
     if args.recall:
-        title = f"Recall at {ratio}x after {args.recall} steps of instructions: share of values "
-        title += "given exactly, by distance in chunks"
-        rows = (recall_row(run, args.recall, corpus) for run in runs.values())
+        title = f"Recall at {ratio}x: share of values given exactly, by distance in chunks"
+        rows = (recall_row(run, corpus) for run in runs.values())
         content["recall"] = show(title, rows)
     if args.json:
         save_json(args.json, content)

@@ -36,10 +36,10 @@ from cache import Session
 from common import load_checkpoint, open_model
 from console import UserError, check_range, check_writable, command_line, one_line, read_file
 from data import STOP, load_corpus, question_prompt
-from evaluate import bits_by_position, held_out_bits
+from evaluate import bits_by_position, bits_of, held_out_windows
 from experiments.bench import SIDES
 from experiments.rivals import REFERENCES
-from generate import ANSWERS, CHECKPOINT, as_rows, fit_prompt, read_context, write
+from generate import CHECKPOINT, as_rows, fit_prompt, read_context, write
 from mask import Layout, make_layout, may_attend
 from render import CELLS, PATCH, cell_name, enlarge, glyphs, patches_per_chunk, render
 from vist2 import Config, Vist2
@@ -59,13 +59,13 @@ class Watched(Session):
     (entries,) tensor a layer, the mean over heads of what the softmax gives to each entry of the
     cache."""
 
-    def _feed(self, x, positions):
+    def _feed(self, *inputs, **how):
         self.seen: list[torch.Tensor] = []
-        self.logits = super()._feed(x, positions)
+        self.logits = super()._feed(*inputs, **how)
         return self.logits
 
-    def attend(self, layer, mask, q, k, v):
-        attended = super().attend(layer, mask, q, k, v)
+    def attend(self, layer, *how):
+        attended, q = super().attend(layer, *how), how[-3]
         keys = self.cache.buffer[0, layer, :, :, : self.cache.length + q.shape[2]]
         keys = repeat(keys, "B KV T D -> B (KV G) T D", G=q.shape[1] // keys.shape[1])
         scores = q[:, :, -1:] @ keys.mT / q.shape[-1] ** 0.5
@@ -179,7 +179,7 @@ def moment_picture(moment: Moment, config: Config, slots: int) -> Image.Image:
 def trace(args: argparse.Namespace) -> None:
     """What a model has before the last of --bytes is written; as .gif, before each of them."""
     check_range("--bytes", args.bytes, 1, 2**16)
-    model, info = open_model(args.checkpoint, CHECKPOINT if args.ask is None else ANSWERS)
+    model, info = open_model(args.checkpoint, CHECKPOINT)
     if info["history"] != "sketch":
         trained = f"{info['path']} was trained under {info['history']!r}"
         raise UserError(f"{trained}, expected 'sketch'")
@@ -312,7 +312,7 @@ def position(args: argparse.Namespace) -> None:
                 f"{path} was trained on {info.get('corpus')}, digest {info.get('digest')}; here is "
                 f"{corpus.name}, {corpus.digest}, whose held-out files it may have seen"
             )
-        bits = held_out_bits(model, corpus, info["history"])
+        bits = bits_of(model, held_out_windows(model, corpus), info["history"])
         axis.plot(bits_by_position(bits), ".-", label=path)
     axis.set(xlabel="position in the chunk, bytes", ylabel="bits per byte, held-out text", ylim=0)
     axis.set(title="a chunk's edge: what the past tells about the first bytes")

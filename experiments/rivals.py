@@ -100,8 +100,9 @@ class Frozen(Vist2):
 
 class Recent(Vist2):
     """Truncation at equal cache: no memory, but i m of the newest bytes before chunk i, as many as
-    there would be sketch tokens. Layers hand on what they saw, so this sliding window looks
-    further back than a text that is cut off. For chunks of the config's length."""
+    there would be sketch tokens. Layers hand on what they saw, and inputs and keys look back at
+    up to four bytes, so this sliding window looks further back than a text that is cut off. For
+    chunks of the config's length."""
 
     def __init__(self, config: Config):
         super().__init__(config)

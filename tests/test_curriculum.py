@@ -4,13 +4,23 @@ import pytest
 import torch
 
 import curriculum
-from curriculum import CHUNK_PARTS, CURRICULUM, INSTRUCT, Stage, chunk_of, scale_stages
-from data import QUESTION, Corpus, Example, Text, load_corpus
+from curriculum import (
+    CHUNK_PARTS,
+    CURRICULUM,
+    INSTRUCT,
+    PAGE_TASKS,
+    Stage,
+    chunk_of,
+    fit_to_corpus,
+    scale_stages,
+)
+from data import EXAMPLES, QUESTION, Corpus, Example, Text, load_corpus
 from vist2 import READ, Config
 
 CONFIG = Config.preset("mini", chunk=16)  # windows of 64 bytes
 QUARTERS = dict.fromkeys(("text", *CHUNK_PARTS), 1 / 4)
-EVERYTHING = Stage("all", 1, 1, 1 / 4, **QUARTERS, recall=1 / 2, repeat=1 / 4, context=2)
+PAGES = dict(spelling=1, reading=1 / 4, copy=1 / 4)
+EVERYTHING = Stage("all", 1, **PAGES, **QUARTERS, recall=1 / 2, repeat=1 / 2, context=2)
 
 
 @pytest.fixture
@@ -33,7 +43,7 @@ def draw(small_file):
 
 
 @pytest.mark.parametrize(
-    "steps, eyes, language", [(5550, 550, 5000), (2100, 550, 1550), (1500, 500, 1000)]
+    "steps, eyes, language", [(5600, 1300, 4300), (4300, 1300, 3000), (1500, 500, 1000)]
 )
 def test_spelling_and_reading_keep_their_steps_up_to_a_third_of_a_run(steps, eyes, language):
     table = scale_stages(CURRICULUM, "sketch", steps)
@@ -51,14 +61,28 @@ def test_references_keep_steps_language_and_questions_and_skip_the_rest(table, h
         assert (their.name, their.steps, their.context) == (our.name, our.steps, our.context)
         assert their.questions == our.questions
         assert their.language == {"whole": sum(our.language.values())}
-        assert not their.spelling and not their.reading
+        assert their.windows == our.windows and not their.shares(*PAGE_TASKS)
 
 
-def test_the_shares_of_each_row_add_up_in_whole_quarters():
-    assert all(sum(stage.language.values()) in (0, 1) for stage in CURRICULUM)
-    assert all(sum(stage.questions.values()) == 1 for stage in INSTRUCT)
+def test_language_has_a_weight_of_one_in_whole_quarters_and_comes_with_questions():
     for stage in CURRICULUM + INSTRUCT:
         assert all(4 * share == round(4 * share) for share in stage.language.values())
+        assert sum(stage.language.values()) == (1 if stage.questions else 0)
+        assert stage.windows == 1 or stage.language == {"whole": 1}
+
+
+def test_stages_are_fitted_to_short_files_and_to_text_without_lines_and_named(capsys):
+    prose, roles = b"a line of text\n" * 5, b"\x04\x05" * 200
+    many = Text([b"".join(b"%d is a line\n" % i for i in range(999))], 64)
+    [fitted] = fit_to_corpus([CURRICULUM[-1]], CONFIG, many)
+    assert fitted == CURRICULUM[-1] and not capsys.readouterr().err
+    [short] = fit_to_corpus([CURRICULUM[-1]], CONFIG, Text([prose], 64))
+    assert (short.windows, short.context, short.repeat) == (1, 1, 0) and short.recall
+    assert "stage 'long windows' is without 'repeat': no file has" in capsys.readouterr().err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data.TRIES", 50)
+        [silent] = fit_to_corpus([CURRICULUM[-1]], CONFIG, Text([roles], 64))
+    assert silent.questions.keys() <= {"recall", "styled"} and silent.language == {"whole": 1}
 
 
 def test_own_examples_take_the_place_of_the_generated_ones_with_all_of_their_share(draw):
@@ -67,7 +91,7 @@ def test_own_examples_take_the_place_of_the_generated_ones_with_all_of_their_sha
         assert own.questions == {"own": sum(stage.questions.values())}
         assert (own.language, own.reading) == (stage.language, stage.reading)
         batches, shares = draw(own)
-        assert shares["own"] == 1 and ord("z") in batches["own"].text.unique()
+        assert shares["own"] == own.own and ord("z") in batches["own"].text.unique()
 
 
 def test_chunks_grow_and_always_fill_a_page():
@@ -84,8 +108,14 @@ def test_chunks_grow_and_always_fill_a_page():
 
 @pytest.mark.parametrize("stage", CURRICULUM + INSTRUCT, ids=lambda stage: stage.name)
 def test_a_step_of_any_row_takes_the_tasks_of_its_row_with_their_shares(draw, stage):
-    shares = draw(stage)[1]
-    assert shares == stage.shares("spelling", "reading", *QUARTERS, "recall", "repeat")
+    asked = set()
+    for step in range(20):
+        shares = draw(stage, step=step)[1]
+        questions = {task: shares.pop(task) for task in EXAMPLES if task in shares}
+        assert shares == stage.shares(*PAGE_TASKS, *QUARTERS)
+        assert list(questions.values()) == [sum(stage.questions.values())] * bool(stage.questions)
+        asked |= questions.keys()
+    assert asked == stage.questions.keys()
 
 
 def test_language_modelling_comes_in_chunks_of_a_sixteenth_a_quarter_and_the_whole(draw):
@@ -105,11 +135,14 @@ def test_no_task_draws_from_text_that_is_held_out():
 def test_a_task_takes_its_share_of_the_bytes_of_a_step(draw):
     for size in (2048, 8192):
         batches, shares = draw(EVERYTHING, size=size)
-        for task in ("spelling", "reading", *QUARTERS):
+        for task in (*PAGE_TASKS, *QUARTERS):
             assert batches[task].text.numel() == shares[task] * size, task
-        for task in ("recall", "repeat"):  # contexts, without the turns
-            contexts = (batches[task].text.flatten(1) == QUESTION).int().argmax(1).sum().item()
-            assert 0.5 < contexts / (shares[task] * size) < 1.5, task
+    for task in EXAMPLES:  # contexts, without the turns
+        stage, contexts = Stage("", 1, **{task: 1.0}, context=2), 0
+        for step in range(20):
+            text = draw(stage, step=step, size=2048)[0][task].text.flatten(1)
+            contexts += (text == QUESTION).int().argmax(1).sum().item()
+        assert (0.2 if task == "styled" else 0.5) < contexts / 20 / 2048 < 1.3, task
 
 
 def test_text_is_drawn_by_language_step_all_else_by_step_and_both_by_seed(draw):
@@ -117,13 +150,12 @@ def test_text_is_drawn_by_language_step_all_else_by_step_and_both_by_seed(draw):
         return {
             task
             for task, batch in left.items()
-            if batch.text.shape == right[task].text.shape
-            and torch.equal(batch.text, right[task].text)
+            if task in right and torch.equal(batch.text, right[task].text)
         }
 
     batches, _ = draw(EVERYTHING, seed=3, step=5, language_step=2)
     language, others = set(QUARTERS), batches.keys() - set(QUARTERS)
-    assert others == {"spelling", "reading", "recall", "repeat"}
+    assert others - EXAMPLES.keys() == PAGE_TASKS.keys() and len(others) == 4
     again = draw(EVERYTHING, seed=3, step=5, language_step=2)[0]
     assert same(batches, again) == batches.keys()
     assert same(batches, draw(EVERYTHING, seed=4, step=5, language_step=2)[0]) == set()
@@ -132,28 +164,23 @@ def test_text_is_drawn_by_language_step_all_else_by_step_and_both_by_seed(draw):
 
 
 def test_each_task_has_a_stream_of_its_own(draw):
-    """Else a chunk would be spelled and read in one step, and contexts always equally long."""
-    shapes = set()
-    for step in range(20):
-        batches, _ = draw(EVERYTHING, step=step)
-        spelled, read = batches["spelling"].text[0, 0], batches["reading"].text[0, 0]
-        assert not torch.equal(spelled, read)
-        asked = (batches[task].longest_context // 16 for task in ("recall", "repeat"))
-        shapes.add(len(set(asked)))
-    assert shapes == {1, 2}
+    """Else a chunk would be spelled and read in one step."""
+    batches, _ = draw(EVERYTHING)
+    first = [batches[task].text[0, 0].tolist() for task in PAGE_TASKS]
+    assert len(set(map(tuple, first))) == 3
 
 
 def test_contexts_are_up_to_so_many_chunks_and_in_one_batch_of_four_four_times_as_many(draw):
-    stage = Stage("", 1, reading=1 / 8, recall=1, context=2)
+    stage = Stage("", 1, reading=1 / 8, recall=1.0, context=2)
     lengths, cuts = [], []
-    for step in range(80):
+    for step in range(320):
         batch = draw(stage, step=step)[0]["recall"]
         first = (batch.text.flatten(1) == QUESTION).int().argmax(1)
         assert batch.longest_context == first.max()
         lengths.append(int(first.max()) // 16)
         cuts.append(batch.text.shape[-1])
-    assert set(lengths) == {1, 2, 4, 8} and 10 <= lengths.count(4) + lengths.count(8) <= 30
-    assert set(cuts) == {4, 16} and 28 <= cuts.count(4) <= 52  # half are in chunks of a quarter
+    assert set(lengths) == {1, 2, 4, 8} and 58 <= lengths.count(4) + lengths.count(8) <= 102
+    assert set(cuts) == {4, 16} and 132 <= cuts.count(4) <= 188  # half are in chunks of a quarter
 
 
 def test_references_answer_in_whole_chunks_and_never_see_the_opening_of_reading(draw):

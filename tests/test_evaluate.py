@@ -60,12 +60,11 @@ def test_bits_are_by_hand_the_means_over_all_held_out_bytes(corpus, history):
 
 
 def test_sketches_of_another_text_can_be_shown_in_place_of_its_own(corpus):
-    model, windows = make_model(), corpus.held_out.windows()[:20]
-    own = evaluate.held_out_bits(model, corpus, "sketch", 20)
-    torch.testing.assert_close(
-        evaluate.held_out_bits(model, corpus, "sketch", 20, shown=windows), own
-    )
-    others = evaluate.held_out_bits(model, corpus, "sketch", 20, shown=windows.roll(1, 0))
+    model = make_model()
+    windows = evaluate.held_out_windows(model, corpus, 20)
+    own = evaluate.bits_of(model, windows, "sketch")
+    torch.testing.assert_close(evaluate.bits_of(model, windows, "sketch", windows), own)
+    others = evaluate.bits_of(model, windows, "sketch", windows.roll(1, 0))
     torch.testing.assert_close(others[:, 0], own[:, 0])  # the first chunk has no past
     assert (others[:, 1:] - own[:, 1:]).abs().amax(dim=(1, 2)).min() > 1e-3
 
@@ -81,11 +80,10 @@ def test_questions_are_about_held_out_text_in_streams_that_no_training_draws_fro
     split, monkeypatch
 ):
     """Training draws from (seed, task, step), and a seed is a number."""
-    keys, texts, generator, recall = [], [], data.generator, data.EXAMPLES["recall"]
+    keys, texts, generator, recall = [], [], data.generator, data.recall_example
     monkeypatch.setattr(evaluate, "generator", lambda *key: keys.append(key) or generator(*key))
-    monkeypatch.setitem(
-        data.EXAMPLES, "recall", lambda text, *how: texts.append(text) or recall(text, *how)
-    )
+    watched = lambda text, *how: texts.append(text) or recall(text, *how)
+    monkeypatch.setattr(evaluate, "recall_example", watched)
     oracle = Oracle(lambda text: text)
     evaluate.evaluate(make_model(), split, "sketch", 2)
     result = evaluate.recall_by_distance(oracle, split, "sketch", 8, 3)
@@ -150,13 +148,3 @@ def test_the_report_says_what_a_number_is_and_that_reading_text_can_be_guessed(
     answers = said(max_context=100)
     assert "2 questions at each distance" in answers
     assert all(f"  recall {distance} " in answers for distance in evaluate.DISTANCES)
-
-
-def test_batches_go_to_a_gpu_through_pinned_memory(monkeypatch):
-    """The calls, not the memory: a machine without CUDA has none to pin."""
-    calls = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: calls.append("pin") or self)
-    monkeypatch.setattr(torch.Tensor, "to", lambda *a, **more: calls.append((a[1].type, more)))
-    evaluate.to_device([torch.arange(3)], torch.device("cuda"))
-    evaluate.to_device([torch.arange(3)], torch.device("mps"))
-    assert calls == ["pin", ("cuda", {"non_blocking": True}), ("mps", {"non_blocking": False})]

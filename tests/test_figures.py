@@ -14,7 +14,7 @@ from PIL import Image, ImageSequence
 from common import save_checkpoint
 from console import one_line
 from data import load_corpus
-from evaluate import held_out_bits
+from evaluate import bits_of, held_out_windows
 from experiments import figures
 from experiments.figures import Moment, Watched, moment_picture, moments
 from generate import as_rows, generate
@@ -50,9 +50,10 @@ def test_what_a_trace_shows_is_what_attention_mixed(model):
     mixed = []
 
     class Checked(Watched):
-        def attend(self, layer, mask, q, k, v):
+        def attend(self, layer, *how):
+            *others, v = how
             alike = v[:, :1].expand_as(v)  # so that the mean over heads mixes as each head does
-            attended = super().attend(layer, mask, q, k, alike)
+            attended = super().attend(layer, *others, alike)
             values = self.cache.buffer[1, layer, 0, 0, : len(self.seen[layer])]
             mixed.append((self.seen[layer] @ values, attended[0, :, -1].mean(dim=0)))
             return attended
@@ -136,7 +137,7 @@ def test_loss_by_position_is_drawn_for_files_that_no_model_was_trained_on(drawn,
         save_checkpoint(small_file.parent / path, model, about)
     [axis] = drawn("position", *trained, "--data", small_file)
     for path, history in trained.items():
-        expected = held_out_bits(model, corpus, history)[:, 2:].mean(dim=(0, 1))
+        expected = bits_of(model, held_out_windows(model, corpus), history)[:, 2:].mean(dim=(0, 1))
         torch.testing.assert_close(torch.tensor(lines_of(axis)[path])[:, 1], expected)
     with pytest.raises(SystemExit, match="none.pt was trained on .* held-out files it may have"):
         drawn("position", "none.pt", "--data", "other")
@@ -226,7 +227,7 @@ def test_every_command_in_the_docs_is_known_and_writes_into_the_current_folder(m
     commands = []
     for page in (ROOT / "README.md", *ROOT.glob("docs/*.md")):
         commands += re.findall(r"python -m experiments\.(\w+)([^`#\n]*)", page.read_text())
-    assert {name for name, _ in commands} == {"bench", "compare", "figures"}
+    assert {name for name, _ in commands} == {"bench", "compare", "figures", "kinds"}
     for name, options in commands:
         module, options = import_module(f"experiments.{name}"), shlex.split(options)
         monkeypatch.setattr(module, "command_line", None)  # comes after all options are parsed

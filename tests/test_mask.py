@@ -7,7 +7,16 @@ import torch
 import torch.nn.functional as F
 
 import mask
-from mask import attention, interleave, make_layout, may_attend, plan_forward, sketch_positions
+from mask import (
+    attention,
+    interleave,
+    make_layout,
+    may_attend,
+    offset_keys,
+    plan_forward,
+    previous_tokens,
+    sketch_positions,
+)
 
 # (N, n, m): what users run, odd windows, and mini sizes; with more chunks than blocks, too
 WINDOWS = [(8, 64, 16), (8, 64, 4), (7, 64, 16), (31, 16, 4), (40, 4, 1), (2, 4, 1), (1, 16, 4)]
@@ -57,24 +66,22 @@ def test_interleaved_values_stand_where_the_layout_says(N, n, m):
 @pytest.mark.parametrize("N, n, m", WINDOWS)
 def test_attention_in_blocks_is_attention_under_the_whole_mask(N, n, m):
     for S, skip in {(N - 1, 0), (N - 1, N - 1), (N // 2, 0), (N // 2, 1), (0, 0)}:
-        layout, (positions, blocks, outputs) = (
-            make_layout(N, n, m, S, skip),
-            plan_forward(N, n, m, S, skip, may_attend, torch.device("cpu")),
-        )
+        layout = make_layout(N, n, m, S, skip)
+        plan = plan_forward(N, n, m, S, skip, may_attend, torch.device("cpu"))
         T = len(layout.index)
         q, k, v = torch.randn(1, 4, T, 8), torch.randn(1, 2, T, 8), torch.randn(1, 2, T, 8)
         whole = partial(F.scaled_dot_product_attention, enable_gqa=True)
-        expected = whole(q, k, v, attn_mask=whole_mask(layout))
-        torch.testing.assert_close(attention(q, k, v, blocks), expected)
-        assert torch.equal(positions, layout.position)
-        predicted = layout.position[outputs]  # every byte once, in the order of the text
+        expected = whole(q, offset_keys(k, plan.previous), v, attn_mask=whole_mask(layout))
+        torch.testing.assert_close(attention(q, k, v, plan), expected)
+        assert torch.equal(plan.positions, layout.position)
+        predicted = layout.position[plan.outputs]  # every byte once, in the order of the text
         assert predicted.tolist() == list(range(skip * n, N * n))
-        assert not layout.is_sketch[outputs].any()
+        assert not layout.is_sketch[plan.outputs].any()
 
 
 @pytest.mark.parametrize("N, n, m", WINDOWS)
 def test_a_block_has_no_key_that_none_of_its_queries_sees(N, n, m):
-    _, blocks, _ = plan_forward(N, n, m, N - 1, 0, may_attend, torch.device("cpu"))
+    blocks = plan_forward(N, n, m, N - 1, 0, may_attend, torch.device("cpu")).blocks
     if N == 1:  # text alone
         return
     assert len(blocks) <= mask.QUERY_BLOCKS
@@ -88,7 +95,28 @@ def test_a_plan_that_was_made_in_inference_mode_serves_training():
     """Plans are cached: evaluating makes some that training meets later."""
     plan_forward.cache_clear()
     with torch.inference_mode():
-        _, blocks, outputs = plan_forward(3, 4, 1, 2, 0, may_attend, torch.device("cpu"))
+        plan = plan_forward(3, 4, 1, 2, 0, may_attend, torch.device("cpu"))
     q = torch.randn(1, 1, 14, 8, requires_grad=True)
-    attention(q, q, q, blocks).index_select(2, outputs).sum().backward()
+    attention(q, q, q, plan).index_select(2, plan.outputs).sum().backward()
     assert q.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("N, n, m", WINDOWS)
+def test_the_token_before_is_of_the_same_kind_and_text_never_leaves_its_chunk(N, n, m):
+    for S, skip in {(N - 1, 0), (N - 1, N - 1), (N // 2, 1), (0, 0)}:
+        layout = make_layout(N, n, m, S, skip)
+        previous = previous_tokens(layout)
+        assert torch.equal(layout.is_sketch[previous], layout.is_sketch)
+        text = ~layout.is_sketch
+        assert torch.equal(layout.chunk[previous][text], layout.chunk[text])
+        first = previous == layout.index
+        assert first.sum() == len(layout.chunk[text].unique()) + (S > 0)
+        steps = (layout.position - layout.position[previous])[~first]
+        assert torch.equal(steps, torch.where(layout.is_sketch[~first], n // m, 1))
+
+
+def test_key_offset_moves_the_middle_half_of_the_channels_and_nothing_else():
+    k = torch.arange(5.0)[None, None, :, None] + torch.arange(8.0) / 10
+    moved = offset_keys(k, torch.tensor([1, 1, 2]))[0, 0]  # of the last three
+    assert torch.equal(moved[:, [0, 1, 6, 7]], k[0, 0, 2:, [0, 1, 6, 7]])
+    assert torch.equal(moved[:, 2:6], k[0, 0, [1, 1, 2], 2:6])

@@ -47,7 +47,7 @@ def own_chunk(k, q):  # whose first input is START, so no byte
 
 SEEN = {  # by a byte at q, as text, in one layer: the input at k, which is the byte before k
     "full": lambda k, q: k <= q,
-    "recent": lambda k, q: k >= q - q % 64 - q // 64 * 16,
+    "recent": lambda k, q: k >= q - q % 64 - q // 64 * 16 - 4,  # the oldest looks back itself
     "slowfast": lambda k, q: q // 64 - k // 64 <= 1,
     "prompt": lambda k, q: own_chunk(k, q) | (k > 4 * 64),  # of eight chunks four are the prompt
 } | dict.fromkeys(("none", "sketch", "leak", "gist", "conv"), own_chunk)

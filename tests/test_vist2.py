@@ -122,18 +122,18 @@ def test_the_gradient_of_a_later_loss_stops_at_earlier_bytes_and_flows_into_thei
 ):
     model, caught = make_model(**sizes), []
     text = torch.randint(256, (1, chunks, model.config.chunk))
-    embed = model.embed
+    embed = model.embed_text
 
-    def caught_embed(ids):
-        caught.append(embed(ids))
+    def caught_embed(*runs):
+        caught.append(embed(*runs))
         caught[-1].retain_grad()
         return caught[-1]
 
-    monkeypatch.setattr(model, "embed", caught_embed)
+    monkeypatch.setattr(model, "embed_text", caught_embed)
     memory = model.compress(text).detach().requires_grad_()
     loss(model(text, memory=memory)[:, -1], text[:, -1]).backward()
-    bytes_gradient = caught[0].grad[0].abs().amax(-1)  # (N, n)
-    assert (bytes_gradient[:-1] == 0).all() and (bytes_gradient[-1] > 0).all()
+    last, earlier = (x.grad[0].abs().amax(-1) for x in caught)
+    assert (earlier == 0).all() and (last > 0).all() and earlier.shape == (chunks - 1, *last.shape)
     assert (memory.grad[0, :-1].abs().amax(-1) > 0).all() and (memory.grad[0, -1] == 0).all()
 
 
@@ -151,24 +151,30 @@ def test_full_equals_a_plain_causal_gpt_of_the_same_weights(model):
     ids = torch.cat([torch.full((2, 1), START), text.flatten(1)[:, :-1]], 1)
     rms = lambda x: x / (x.square().mean(-1, keepdim=True) + torch.finfo(torch.float32).eps).sqrt()
     T, D = ids.shape[1], c.head_width
-    still = torch.zeros(D // 4)  # the slower half of the pairs
-    angle = torch.outer(
-        torch.arange(T), torch.cat([c.rope_base ** (-torch.arange(0, D // 2, 2) / D), still])
-    )
+    angle = torch.outer(torch.arange(T), c.rope_base ** (-torch.arange(0, D // 4, 2) / D))
     turn = torch.polar(torch.ones_like(angle), angle)
 
-    def rotate(x):  # pairs of channels as complex numbers
-        z = torch.complex(*x.chunk(2, -1)) * turn
-        return torch.cat([z.real, z.imag], -1)
+    def rotate(x):  # pairs of channels of the first quarter as complex numbers
+        z = torch.complex(*x[..., : D // 4].chunk(2, -1)) * turn
+        return torch.cat([z.real, z.imag, x[..., D // 4 :]], -1)
 
-    x = rms(model.embedding.weight[ids])
+    def offset(k):
+        moved = k.clone()
+        moved[:, :, 1:, D // 4 : 3 * D // 4] = k[:, :, :-1, D // 4 : 3 * D // 4]
+        return moved
+
+    e = rms(model.embedding.weight)[ids]
+    x = e + e[:, :1]  # the opening
+    for back, spell in enumerate(reversed(model.speller.weight.split(c.width))):
+        x[:, back:] += e[:, : T - back] @ spell
+    x = rms(x)
     for block in model.decoder.blocks:
         a, y = block.attention, rms(x)
         q, k, v = (
             (y @ p.weight.T).unflatten(-1, (-1, D)).transpose(1, 2)
             for p in (a.query, a.key, a.value)
         )
-        q, k = rotate(rms(q) * a.query_gain), rotate(rms(k))
+        q, k = rotate(rms(q) * a.query_gain), offset(rotate(rms(k)))
         k, v = (z.repeat_interleave(c.heads // c.kv_heads, 1) for z in (k, v))
         scores = (q @ k.mT / D**0.5).masked_fill(torch.ones(T, T).triu(1).bool(), float("-inf"))
         x = x + (scores.softmax(-1) @ v).transpose(1, 2).flatten(2) @ a.out.weight.T
@@ -222,6 +228,18 @@ def test_a_chunk_length_is_an_argument_of_the_call(model):
         assert model(chunks).shape == (2, 64 // chunk, chunk, 256)
 
 
+def test_four_bytes_of_text_have_the_code_of_the_patch_that_shows_them(model):
+    """By hand: the speller takes a token to each of its bytes; transposed, these to the token."""
+    text = random_text(1, 1)[0]
+    start, read = torch.tensor([[START]]), torch.tensor([[READ]])
+    looked = model.embed_text(text, start)[0, 3]
+    e, parts = model.embed(text)[0, :4], model.speller.weight.split(model.config.width)
+    code = sum(byte @ spell for byte, spell in zip(e, parts, strict=True))
+    by_hand = F.rms_norm(e[3] + model.embed(start)[0, 0] + code, (model.config.width,))
+    torch.testing.assert_close(looked, by_hand)
+    assert (model.embed_text(text, read) != model.embed_text(text, start)).any(-1).all()
+
+
 # ----------------------------------------------------------------------------------- sketches
 
 
@@ -248,7 +266,7 @@ def test_the_encoder_knows_where_a_patch_is():
     ratio = model.config.ratio
     first = model.compress(text)[0, 0]
     rolled = model.compress(text.roll(ratio, dims=-1))[0, 0].roll(-1, dims=0)
-    assert ((rolled - first).abs().amax(-1) > 1e-3).all()
+    assert ((rolled - first).abs().amax(-1) > 1e-4).all()  # rounding moves them by 1e-6
 
 
 PAGES = [(cell, n) for cell in CELLS for n in (16, 32, 64, 128, 256)]
@@ -395,8 +413,8 @@ def test_sizes_follow_from_the_cell():
         (dict(width="128"), "width is '128'"),
         (dict(rope_base=float("nan")), "rope_base is nan"),
         (dict(heads=4, kv_heads=3), "heads is 4, expected a multiple of 3"),
-        (dict(head_width=6), "head_width is 6, expected a multiple of 4"),
-        (dict(encoder_heads=3), "encoder_width is 128, expected a multiple of 12"),
+        (dict(head_width=12), "head_width is 12, expected a multiple of 8"),
+        (dict(encoder_heads=3), "encoder_width is 128, expected a multiple of 24"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(changes, said):

@@ -1,0 +1,201 @@
+"""What a model reads and answers, kind by kind: a single score would hide where its memory fails.
+
+    python -m experiments.kinds                              what train.py has written
+    python -m experiments.kinds weights/tiny.pt --json kinds.json
+
+Pages are read free-running. Questions are about held-out text and fresh facts, exact or wrong.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor
+
+import evaluate
+from common import find_device, open_model
+from console import check_range, check_writable, command_line
+from data import (
+    CAPITALS,
+    DIGITS,
+    NOT_THERE,
+    Corpus,
+    Example,
+    Style,
+    Text,
+    generator,
+    load_corpus,
+    recall_example,
+    sample_without_roles,
+)
+from experiments.report import save_json, show, this_machine
+from generate import CHECKPOINT, read_back
+from vist2 import BYTES, Vist2
+
+FACTS = partial(Style, facts=16)
+# Kinds of facts that training draws, and kinds that it never draws.
+TRAINED = {
+    "plain": FACTS(),
+    "1 fact": Style(facts=1),
+    "2 facts": Style(facts=2),
+    "3 facts": Style(facts=3),
+    "values of 1 character": FACTS(value_lengths=(1, 1)),
+    "values of 7": FACTS(value_lengths=(7, 7)),
+    "values of 12": FACTS(value_lengths=(12, 12)),
+    "values in capitals": FACTS(values=(CAPITALS,)),
+    "keys in capitals": FACTS(key_letters=CAPITALS),
+    "keys of digits": FACTS(key_letters=DIGITS, key_lengths=(3, 3)),
+    "keys of 12 letters": FACTS(key_lengths=(12, 12)),
+    "keys with a dot": FACTS(key_lengths=(4, 8), joint=b"."),
+    "keys of the same letters": FACTS(key_lengths=(3, 3), alike=3),
+    "separator ` = `": FACTS(separator=b" = "),
+    "separator `: `": FACTS(separator=b": "),
+    "end `; `": FACTS(end=b"; "),
+    "text between": FACTS(gap=32),
+}
+NEVER = {
+    "values of `@$%^`": FACTS(values=(b"@$%^",)),
+    "values of 16": FACTS(value_lengths=(16, 16)),
+    "keys of 16 letters": FACTS(key_lengths=(16, 16)),
+    "keys with a hyphen": FACTS(key_lengths=(4, 8), joint=b"-"),
+    "separator ` -> `": FACTS(separator=b" -> "),
+    "separator ` is `": FACTS(separator=b" is "),
+    "end `|`": FACTS(end=b"|"),
+    "end CR LF": FACTS(end=b"\r\n"),
+}
+
+
+def one_question(text: Text, rng: Generator, style: Style, chunk: int) -> Example:
+    """A single question about up to eight chunks of such facts."""
+    example = recall_example(text, rng, chunk, 7, style=style)
+    return Example(example.context, example.turns[:1])
+
+
+def twice_question(text: Text, rng: Generator, chunk: int) -> Example:
+    """A question for a key that stands twice; the last value counts."""
+    while True:
+        example = one_question(text, rng, FACTS(twice=4), chunk)
+        if (b"\n" + example.context).count(b"\n" + example.turns[0][0] + b"=") == 2:
+            return example
+
+
+def absent_question(text: Text, rng: Generator, chunk: int) -> Example:
+    """A question for a key that is not there."""
+    example = recall_example(text, rng, chunk, 7, style=FACTS())
+    keys = {line.split(b"=")[0] for line in example.context.split(b"\n")}
+    key = next(key for key in iter(lambda: Style().key(rng, []), None) if key not in keys)
+    return Example(example.context, ((key, NOT_THERE),))
+
+
+def needle_question(text: Text, rng: Generator, length: int) -> Example:
+    """A question for the one fact, a line of its own, anywhere in so many bytes of real text."""
+    while True:
+        hay = sample_without_roles(text, length, rng)
+        key, value = Style().key(rng, []), Style().value(rng)
+        if key + b"=" not in hay:
+            place = int(torch.randint(length, (), generator=rng))
+            fact = b"\n" + key + b"=" + value + b"\n"
+            return Example(hay[:place] + fact + hay[place:], ((key, value),))
+
+
+def denied_question(text: Text, rng: Generator, chunk: int) -> Example:
+    """A question for a key that is there, with the response that it is not."""
+    example = one_question(text, rng, FACTS(), chunk)
+    return Example(example.context, ((example.turns[0][0], NOT_THERE),))
+
+
+def recall_rows(model: Vist2, corpus: Corpus, count: int) -> Iterator[dict]:
+    n = model.config.chunk
+
+    def row(name: str, drawn: str, sample: Callable[..., Example], *how) -> dict:
+        rng = generator("evaluation", "kinds", name)
+        examples = [sample(corpus.held_out, rng, *how) for _ in range(count)]
+        right = evaluate.exact_match(model, examples, "sketch")
+        return {"facts": name, "in training": drawn, "right": right}
+
+    for drawn, kinds in (("yes", TRAINED), ("never", NEVER)):
+        rows = []
+        for name, style in kinds.items():
+            rows.append(row(name, drawn, one_question, style, n))
+            yield rows[-1]
+        mean = sum(row["right"] for row in rows) / len(rows)
+        yield {"facts": "mean of these", "in training": drawn, "right": mean}
+    for length in (300, 1000, 1900):
+        yield row(f"one fact in {length} bytes of text", "yes", needle_question, length)
+    yield row("a key that stands twice: the last value", "yes", twice_question, n)
+    yield row("a key that is not there: said so", "yes", absent_question, n)
+    yield row("a key that is there: said not to be", "yes", denied_question, n)
+
+
+# ----------------------------------------------------------------------------------- reading
+
+
+def sample_pages(corpus: Corpus, rows: int, n: int) -> Iterator[tuple[str, Tensor]]:
+    """(name, (rows, n) bytes) of each kind of page."""
+    rng = generator("evaluation", "pages")
+    yield "held-out text", corpus.held_out.sample(rows, n, rng)
+    yield "256 different bytes", torch.randint(BYTES, (rows, n), generator=rng)
+    for count in (16, 8, 4, 3, 2, 1):
+        alphabets = torch.rand(rows, BYTES, generator=rng).argsort(1)[:, :count]
+        page = alphabets.gather(1, torch.randint(count, (rows, n), generator=rng))
+        yield f"{count} different byte{'s' * (count > 1)}", page
+    yield "newlines", torch.full((rows, n), ord("\n"))
+    yield "NULs", torch.zeros(rows, n, dtype=torch.long)
+    blanks = torch.tensor(list(b" \t"))
+    yield "spaces and tabs", blanks[torch.randint(2, (rows, n), generator=rng)]
+    program = torch.frombuffer(bytearray(Path(sys.executable).read_bytes()), dtype=torch.uint8)
+    starts = torch.randint(len(program) - n, (rows, 1), generator=rng)
+    yield "the Python program", program[starts + torch.arange(n)].long()
+
+
+def reading_rows(model: Vist2, corpus: Corpus, count: int) -> Iterator[dict]:
+    for name, page in sample_pages(corpus, count, model.config.chunk):
+        read = torch.tensor(list(read_back(model, bytes(page.flatten().tolist())))).view_as(page)
+        right = read == page
+        whole = right.all(dim=1).float().mean().item()
+        yield {"page": name, "bytes right": right.float().mean().item(), "without a fault": whole}
+
+
+# ---------------------------------------------------------------------------------- language
+
+
+def language_rows(model: Vist2, corpus: Corpus, count: int) -> Iterator[dict]:
+    """Held-out windows of four times training's shortest, whole and cut into the shortest."""
+    config = model.config
+    windows = corpus.held_out.windows(4 * corpus.held_out.window)
+    windows = windows[:: max(1, len(windows) // count)][:count]
+    whole = evaluate.bits_of(model, windows.view(len(windows), -1, config.chunk), "sketch")
+    cut = evaluate.bits_of(model, windows.view(-1, config.chunks, config.chunk), "sketch")
+    yield {"chunks of past, up to": config.chunks - 1, "bits per byte": cut.mean().item()}
+    yield {"chunks of past, up to": 4 * config.chunks - 1, "bits per byte": whole.mean().item()}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.kinds", description=__doc__)
+    add = parser.add_argument
+    add("checkpoint", nargs="?", help=f"default: {CHECKPOINT}, or else the weights here")
+    add("--count", type=int, default=60, help="questions, or pages, of a kind (%(default)s)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (%(default)s)")
+    add("--json", metavar="PATH", help="write all tables as JSON")
+    args = parser.parse_args(argv)
+    with command_line("kinds.py", "--count"):
+        check_range("--count", args.count, 1, 10_000)
+        check_writable(args.json)
+        model, info = open_model(args.checkpoint, CHECKPOINT, find_device(args.device))
+        corpus = load_corpus(None, model.config.chunks * model.config.chunk)
+        content = {"machine": this_machine(model.device), "info": info, "count": args.count}
+        for name, title, rows in (
+            ("recall", f"Facts, share of {args.count} questions right", recall_rows),
+            ("reading", f"Pages, {args.count} of each kind", reading_rows),
+            ("language", "Held-out text", language_rows),
+        ):
+            content[name] = show(title, rows(model, corpus, args.count))
+        if args.json:
+            save_json(args.json, content)
+
+
+if __name__ == "__main__":
+    main()
