@@ -13,7 +13,6 @@ import torch
 
 from console import UserError, warn
 from data import (
-    EXAMPLES,
     Batch,
     Corpus,
     Text,
@@ -21,11 +20,10 @@ from data import (
     draw,
     generator,
     language_batch,
-    question_batch,
     reading_batch,
-    sample_of_similar_length,
     spelling_batch,
 )
+from questions import EXAMPLES, question_batch, sample_of_similar_length
 from render import fills_page
 from vist2 import Config
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from console import one_line, printable
-from data import Corpus, Example, generator, pair_batch, question_batch, recall_example
+from data import Corpus, generator, pair_batch
 from generate import generate, read_back
+from questions import Example, question_batch, recall_example
 from vist2 import BYTES, READ, Vist2, byte_losses
 
 DISTANCES = (1, 2, 3, 4, 5, 6, 7, 8, 16, 32)  # chunks

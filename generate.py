@@ -27,7 +27,7 @@ from console import (
     read_file,
     warn,
 )
-from data import STOP, question_prompt, refuse_roles
+from questions import STOP, question_prompt, refuse_roles
 from vist2 import BYTES, HISTORIES, READ, Config, Vist2
 
 CHECKPOINT = "runs/sketch/model.pt"  # what train.py writes
@@ -71,9 +71,9 @@ def end_of_prompt(prompt: bytes, capacity: int, n: int) -> bytes:
     return prompt[max(0, len(prompt) // n - capacity // n + 1) * n :]
 
 
-def as_rows(text: bytes, rows: int = 1) -> Tensor:
-    """(rows, T) bytes, all rows alike."""
-    return torch.tensor(list(text), dtype=torch.long).expand(rows, -1)
+def as_row(text: bytes) -> Tensor:
+    """(1, T) bytes."""
+    return torch.tensor(list(text), dtype=torch.long)[None]
 
 
 def generate(
@@ -96,7 +96,7 @@ def generate(
     chunks = model.config.chunks if history_chunks is None else history_chunks
     session = Session(model, 1, history, chunks * model.config.chunk)
     prompt = end_of_prompt(prompt, session.capacity, model.config.chunk)
-    logits = session.prefill(as_rows(prompt))
+    logits = session.prefill(as_row(prompt))
     written = bytearray()
     for new in write(session, logits, max_new_bytes, temperature, top_k, seed):
         if new.item() == stop:
@@ -120,7 +120,7 @@ def read_groups(model: Vist2, text: bytes) -> Iterator[bytes]:
     """What the model reads from each whole chunk's sketch, free-running, its own output fed back;
     GROUP chunks at a time."""
     n = model.config.chunk
-    for chunks in as_rows(text[: len(text) // n * n]).view(-1, n).split(GROUP):
+    for chunks in as_row(text[: len(text) // n * n]).view(-1, n).split(GROUP):
         session = Session(model, len(chunks), capacity=2 * n)
         logits = session.prefill(chunks, READ)
         yield bytes(torch.stack(list(write(session, logits, n)), dim=1).flatten().tolist())
@@ -195,33 +195,22 @@ def fit_prompt(prompt: bytes, history_chunks: int | None, config: Config) -> tup
 
 
 def print_continuations(model: Vist2, prompt: bytes, args: argparse.Namespace) -> None:
-    """One continuation byte by byte, or several, each under a heading."""
-    if args.samples > 1 and args.temperature == 0:
-        warn("all samples are equal at --temperature 0")
+    """One continuation, byte by byte."""
     prompt, chunks = fit_prompt(prompt, args.history_chunks, model.config)
     began = time.perf_counter()
-    session = Session(model, args.samples, args.history, chunks * model.config.chunk)
-    logits = session.prefill(as_rows(prompt, args.samples))
+    session = Session(model, 1, args.history, chunks * model.config.chunk)
+    logits = session.prefill(as_row(prompt))
     how = (args.max_new_bytes, args.temperature, args.top_k, args.seed)
-    rows, times, out = [bytearray() for _ in range(args.samples)], [], ByteWriter()
+    times, out = [], ByteWriter()
     for new in write(session, logits, *how):
-        for row, byte in zip(rows, new.tolist(), strict=True):
-            row.append(byte)
         times.append(time.perf_counter())
-        if args.samples == 1:
-            out.write(rows[0][-1:])
-    if args.samples == 1:
-        out.end()
-    else:
-        for number, row in enumerate(rows):
-            print(f"--- sample {number}", flush=True)
-            out.write(bytes(row) + b"\n")
+        out.write(bytes(new.tolist()))
+    out.end()
     if args.stats and times:
-        entries, full = session.cache_entries, session.count + 1
-        size = session.cache_bytes / args.samples / 1024
-        speed = (len(times) - 1) * args.samples / max(times[-1] - times[0], 1e-9)
+        entries, full, size = session.cache_entries, session.count + 1, session.cache_bytes / 1024
+        speed = (len(times) - 1) / max(times[-1] - times[0], 1e-9)
         warn(
-            f"the cache of each text holds {entries} entries, {size:.0f} KiB, for {session.count} "
+            f"the cache holds {entries} entries, {size:.0f} KiB, for {session.count} "
             f"bytes; as full text {full} entries, {size * full / entries:.0f} KiB"
         )
         warn(f"first byte after {1000 * (times[0] - began):.0f} ms, then {speed:.0f} bytes/s")
@@ -245,8 +234,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--max-new-bytes", type=int, default=512, help="to write (%(default)s)")
     add("--temperature", type=float, help="0 takes the likeliest byte; default: 0.8, for --ask 0")
     add("--top-k", type=int, help="sample among the k likeliest bytes only")
-    add("--seed", type=int, default=0, help="sample i uses seed + i (%(default)s)")
-    add("--samples", type=int, default=1, help="continuations of one prompt (%(default)s)")
+    add("--seed", type=int, default=0, help="of what is drawn (%(default)s)")
     add("--history", choices=HISTORIES, help="of finished chunks; default: as in training")
     add("--history-chunks", type=int, help="how far back, 2 or more; default: as in training")
     add("--bf16", action=argparse.BooleanOptionalAction, default=False, help="halves the memory")
@@ -264,11 +252,10 @@ def check_options(args: argparse.Namespace) -> None:
     if args.ask == args.context == "-":
         raise UserError("--ask - and --context - both read standard input, expected one of them")
     continues = args.ask is None and args.read is None
-    if not continues and (args.samples > 1 or args.stats or args.history_chunks is not None):
-        raise UserError("--samples, --stats and --history-chunks are for continuing a text")
+    if not continues and (args.stats or args.history_chunks is not None):
+        raise UserError("--stats and --history-chunks are for continuing a text")
     if args.read is not None and args.history:
         raise UserError("--history is not for --read, which reads sketches")
-    check_range("--samples", args.samples, 1, 2**16)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -297,7 +284,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    memory = "--samples or --history-chunks" if args.ask is None else "--max-new-bytes"
+    memory = "--history-chunks" if args.ask is None else "--max-new-bytes"
     memory = memory if args.read is None else "file"
     with command_line("generate.py", memory):
         run(args)

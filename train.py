@@ -35,9 +35,10 @@ from curriculum import (
     sample_batches,
     scale_stages,
 )
-from data import Corpus, load_corpus, read_examples
+from data import Corpus, load_corpus
 from evaluate import evaluate_briefly, report
 from optim import ADAMW_RATE, make_optimizers
+from questions import read_examples
 from render import KNOWN_CELLS, cell_name, parse_cell
 from vist2 import Config, Vist2, loss
 

@@ -35,12 +35,13 @@ from PIL import Image, ImageDraw, ImageFont
 from cache import Session
 from common import load_checkpoint, open_model
 from console import UserError, check_range, check_writable, command_line, one_line, read_file
-from data import STOP, load_corpus, question_prompt
+from data import load_corpus
 from evaluate import bits_by_position, bits_of, held_out_windows
 from experiments.bench import SIDES
 from experiments.rivals import REFERENCES
-from generate import CHECKPOINT, as_rows, fit_prompt, read_context, write
+from generate import CHECKPOINT, as_row, fit_prompt, read_context, write
 from mask import Layout, make_layout, may_attend
+from questions import STOP, question_prompt
 from render import CELLS, PATCH, cell_name, enlarge, glyphs, patches_per_chunk, render
 from vist2 import Config, Vist2
 
@@ -93,7 +94,7 @@ def moments(
     """The next `count` bytes, the likeliest each time, up to `stop`."""
     n = model.config.chunk
     session = Watched(model, 1, "sketch", capacity)
-    session.prefill(as_rows(prompt))
+    session.prefill(as_row(prompt))
     for new in write(session, session.logits, count):
         text = session.text[0, : session.count].clone()
         S, probabilities = session.sketched, session.logits[0].softmax(-1)

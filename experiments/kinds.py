@@ -18,21 +18,18 @@ from torch import Generator, Tensor
 import evaluate
 from common import find_device, open_model
 from console import check_range, check_writable, command_line
-from data import (
+from data import Corpus, Text, generator, load_corpus
+from experiments.report import save_json, show, this_machine
+from generate import CHECKPOINT, read_back
+from questions import (
     CAPITALS,
     DIGITS,
     NOT_THERE,
-    Corpus,
     Example,
     Style,
-    Text,
-    generator,
-    load_corpus,
     recall_example,
     sample_without_roles,
 )
-from experiments.report import save_json, show, this_machine
-from generate import CHECKPOINT, read_back
 from vist2 import BYTES, Vist2
 
 FACTS = partial(Style, facts=16)
@@ -167,8 +164,8 @@ def language_rows(model: Vist2, corpus: Corpus, count: int) -> Iterator[dict]:
     config = model.config
     windows = corpus.held_out.windows(4 * corpus.held_out.window)
     windows = windows[:: max(1, len(windows) // count)][:count]
-    whole = evaluate.bits_of(model, windows.view(len(windows), -1, config.chunk), "sketch")
-    cut = evaluate.bits_of(model, windows.view(-1, config.chunks, config.chunk), "sketch")
+    whole = evaluate.bits_of(model, windows.reshape(len(windows), -1, config.chunk), "sketch")
+    cut = evaluate.bits_of(model, windows.reshape(-1, config.chunks, config.chunk), "sketch")
     yield {"chunks of past, up to": config.chunks - 1, "bits per byte": cut.mean().item()}
     yield {"chunks of past, up to": 4 * config.chunks - 1, "bits per byte": whole.mean().item()}
 

@@ -14,7 +14,8 @@ from curriculum import (
     fit_to_corpus,
     scale_stages,
 )
-from data import EXAMPLES, QUESTION, Corpus, Example, Text, load_corpus
+from data import Corpus, Text, load_corpus
+from questions import EXAMPLES, QUESTION, Example
 from vist2 import READ, Config
 
 CONFIG = Config.preset("mini", chunk=16)  # windows of 64 bytes
@@ -80,7 +81,7 @@ def test_stages_are_fitted_to_short_files_and_to_text_without_lines_and_named(ca
     assert (short.windows, short.context, short.repeat) == (1, 1, 0) and short.recall
     assert "stage 'long windows' is without 'repeat': no file has" in capsys.readouterr().err
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data.TRIES", 50)
+        patch.setattr("questions.TRIES", 50)
         [silent] = fit_to_corpus([CURRICULUM[-1]], CONFIG, Text([roles], 64))
     assert silent.questions.keys() <= {"recall", "styled"} and silent.language == {"whole": 1}
 

@@ -7,7 +7,9 @@ from conftest import info, make_model
 
 import data
 import evaluate
-from data import STOP, Corpus, Example, Text, load_corpus, question_batch
+import questions
+from data import Corpus, Text, load_corpus
+from questions import STOP, Example, question_batch
 from vist2 import READ, START, Config
 
 
@@ -80,7 +82,7 @@ def test_questions_are_about_held_out_text_in_streams_that_no_training_draws_fro
     split, monkeypatch
 ):
     """Training draws from (seed, task, step), and a seed is a number."""
-    keys, texts, generator, recall = [], [], data.generator, data.recall_example
+    keys, texts, generator, recall = [], [], data.generator, questions.recall_example
     monkeypatch.setattr(evaluate, "generator", lambda *key: keys.append(key) or generator(*key))
     watched = lambda text, *how: texts.append(text) or recall(text, *how)
     monkeypatch.setattr(evaluate, "recall_example", watched)

@@ -17,7 +17,7 @@ from data import load_corpus
 from evaluate import bits_of, held_out_windows
 from experiments import figures
 from experiments.figures import Moment, Watched, moment_picture, moments
-from generate import as_rows, generate
+from generate import as_row, generate
 from mask import Layout, make_layout, may_attend
 from render import CELLS
 from vist2 import Config
@@ -59,7 +59,7 @@ def test_what_a_trace_shows_is_what_attention_mixed(model):
             return attended
 
     session = Checked(model)  # four heads over two of keys
-    session.prefill(as_rows(TEXT[:30]))
+    session.prefill(as_row(TEXT[:30]))
     for byte in TEXT[30:]:  # over two edges of chunks
         session.step(torch.tensor([byte]))
     torch.testing.assert_close(*map(torch.stack, zip(*mixed, strict=True)))

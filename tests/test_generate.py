@@ -13,6 +13,7 @@ import console
 import data
 import evaluate
 import generate as g
+import questions
 from cache import Session
 from common import WEIGHTS, load_checkpoint, save_checkpoint
 from console import printable
@@ -50,7 +51,7 @@ def test_sampling_is_by_seed_and_stops_at_the_stop_byte(model):
 def test_a_batch_equals_separate_runs_of_consecutive_seeds(model, how):
     prompts = [b"first " * 6, b"second" * 6, b"first " * 6]
     session = Session(model, 3)
-    logits = session.prefill(torch.cat([g.as_rows(prompt) for prompt in prompts]))
+    logits = session.prefill(torch.cat([g.as_row(prompt) for prompt in prompts]))
     rows = torch.stack(list(write(session, logits, 40, *how, seed=5)), 1)
     for i, (row, prompt) in enumerate(zip(rows.tolist(), prompts, strict=True)):
         alone = generate(model, prompt, 40, temperature=how[0], top_k=how[1], seed=5 + i)
@@ -103,7 +104,7 @@ def test_the_weights_that_come_with_the_code_read_and_recall():
     for shown, found in ((noise, read[:2048]), (text, read[2048:])):
         assert sum(a == b for a, b in zip(shown, found, strict=True)) / 2048 > 0.97
     rng = data.generator("weights")
-    examples = [data.recall_example(None, rng, 64, 8, 1 + i % 8) for i in range(32)]
+    examples = [questions.recall_example(None, rng, 64, 8, 1 + i % 8) for i in range(32)]
     assert evaluate.exact_match(model, examples, "sketch") > 0.9
 
 
@@ -145,13 +146,13 @@ def run(model, tmp_path, monkeypatch) -> list[str]:
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_changes_what_is_written(run, model, monkeypatch, option, asks):
     def expected(**how):
-        how = dict(max_new_bytes=120, temperature=1) | how
+        how = dict(max_new_bytes=90, temperature=0.3) | how
         if asks:
             return (printable(g.answer(model, CONTEXT, b"what?", **how)[0]) + "\n").encode()
         return generate(model, PROMPT, **how)
 
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(PROMPT)))
-    arguments = [*run, *(ASK * asks), "--max-new-bytes", "120", "--temperature", "1"]
+    arguments = [*run, *(ASK * asks), "--max-new-bytes", "90", "--temperature", "0.3"]
     written, plain = piped(monkeypatch, arguments + option.split()), expected()
     name, _, value = option.removeprefix("--").replace("-", "_").partition(" ")
     if name == "bf16":
@@ -206,20 +207,14 @@ def test_a_checkpoint_says_what_it_was_trained_for(run, model, monkeypatch, caps
         g.main(run + ASK)
 
 
-def test_samples_equal_separate_runs_and_stats_count_the_cache(run, capsys, monkeypatch):
+def test_stats_count_the_cache(run, capsys, monkeypatch):
     arguments = [*run, "--prompt", "x" * 30, "--max-new-bytes", "9", "--stats"]
-    both = piped(monkeypatch, [*arguments, "--samples", "2", "--seed", "4"])
-    one, two = (piped(monkeypatch, [*arguments, "--seed", seed]) for seed in ("4", "5"))
-    assert both == b"--- sample 0\n" + one + b"\n--- sample 1\n" + two + b"\n" and one != two
+    piped(monkeypatch, arguments)
     said = capsys.readouterr().err  # 2 chunks of 4 tokens, START, 6 bytes
-    assert said.count("15 entries, 8 KiB, for 38 bytes; as full text 39 entries, 20 KiB") == 3
-    assert "are equal" not in said
-    equal = [*arguments, "--samples", "2", "--temperature", "0", "--bf16"]
-    piped(monkeypatch, equal)
-    said = capsys.readouterr().err
-    assert "all samples are equal at --temperature 0" in said and "15 entries, 4 KiB" in said
-    none = piped(monkeypatch, [*equal, "--max-new-bytes", "0"])
-    assert none == b"--- sample 0\n\n--- sample 1\n\n"
+    assert "15 entries, 8 KiB, for 38 bytes; as full text 39 entries, 20 KiB" in said
+    piped(monkeypatch, [*arguments, "--bf16"])
+    assert "15 entries, 4 KiB" in capsys.readouterr().err
+    assert piped(monkeypatch, [*arguments, "--max-new-bytes", "0"]) == b""
 
 
 def test_read_prints_each_chunk_above_what_is_read_from_it(run, model, capsys):
@@ -290,11 +285,9 @@ BAD = {
     "--max-new-bytes -1": "--max-new-bytes is -1",
     f"--max-new-bytes {HUGE}": f"--max-new-bytes is {HUGE}, expected 0 to 1,000,000,000",
     "--top-k 0": "--top-k is 0",
-    f"--samples {HUGE}": f"--samples is {HUGE}, expected 1 to 65,536",
     f"--seed {2**63}": f"--seed is {2**63}, expected 0 to",
     "--history-chunks 1": "--history-chunks is 1, expected 2 to",
     f"--history-chunks {HUGE}": f"--history-chunks is {HUGE}",
-    f"--samples 65536 --history-chunks {2**20}": "not enough memory, try a smaller --samples or",
     "--ask who?": "--ask QUESTION and --context FILE",
     "--context tiny": "--ask QUESTION and --context FILE",
     "--ask - --context -": "both read standard input, expected one of them",
@@ -302,7 +295,6 @@ BAD = {
     "--ask who? --context tiny --stats": "are for continuing a text",
     "--ask who? --context tiny --max-new-bytes -1": "--max-new-bytes is -1",
     f"--ask who? --context tiny --max-new-bytes {HUGE}": f"--max-new-bytes is {HUGE}",
-    "--read tiny --samples 2": "are for continuing a text",
     "--read tiny --history full": "--history is not for --read",
     "--read tiny": "tiny has 1 bytes, expected at least one chunk, 16",
     "--read /dev/zero": "/dev/zero is too long, expected at most 5,000 bytes",
@@ -332,6 +324,6 @@ def test_no_closed_stream_encoding_or_path_costs_a_result(run, monkeypatch, caps
     with monkeypatch.context() as patch:  # what Python makes of >&- and <&-
         patch.setattr(sys, "stdout", None)
         patch.setattr(sys, "stdin", None)
-        g.main([*run, "--max-new-bytes", "9", "--samples", "2"])
+        g.main([*run, "--max-new-bytes", "9"])
     said = capsys.readouterr()
     assert (said.out, said.err.count("\n")) == ("", 1) and said.err.endswith("\\udcfe.pt answers\n")

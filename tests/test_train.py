@@ -18,7 +18,8 @@ import train
 from common import load_checkpoint, read_checkpoint, save_checkpoint
 from console import UserError
 from curriculum import CHUNK_PARTS, TABLES, Stage, sample_batches, scale_stages
-from data import EXAMPLES, QUESTION, Example, load_corpus, question_batch
+from data import load_corpus
+from questions import EXAMPLES, QUESTION, Example, question_batch
 from train import Settings
 from vist2 import Vist2, loss
 

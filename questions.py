@@ -1,0 +1,273 @@
+"""Questions about a past: facts to recall, passages to repeat, and the user's own examples.
+
+A fact is a key and its value, `key=value` on a line or in any other style. The question is the
+key, the response the value. Whatever asks and answers is told apart by bytes that text may not
+hold, the roles.
+"""
+
+import json
+import re
+import string
+from dataclasses import dataclass
+
+import torch
+from torch import Generator
+
+from console import UserError, read_file
+from data import Batch, Text, draw, language_batch
+
+# ASCII's own enquiry, acknowledge and end of transmission say who speaks; each has its glyph.
+QUESTION, ANSWER, STOP = 0x05, 0x06, 0x04
+ROLE = re.compile(rb"[\x04-\x06]")
+NOT_THERE = b"not there"  # the response to a key without a fact
+MAX_TURNS = 40  # questions for values in a row
+MAX_FACTS = 256  # in a context
+MAX_PASSAGES = 4  # to repeat in a row
+QUOTED = 16  # characters of the line from which to repeat
+TRIES = 10_000  # to find what can be asked for
+
+
+@dataclass(frozen=True)
+class Example:
+    """A context and what is asked of it: turns of (question, response)."""
+
+    context: bytes
+    turns: tuple[tuple[bytes, bytes], ...]
+
+    def __post_init__(self):
+        for part in (self.context, *(text for turn in self.turns for text in turn)):
+            refuse_roles(part)
+
+    @property
+    def length(self) -> int:
+        """Bytes, with the three roles of each turn."""
+        return len(self.context) + sum(len(q) + len(r) + 3 for q, r in self.turns)
+
+
+def refuse_roles(text: bytes, name: str = "the text", start: int = 0) -> None:
+    """Raises UserError for text that holds a role's byte, which would be taken for a role.
+    name, start: where the text comes from, and where it starts there."""
+    found = ROLE.search(text)
+    if found:
+        raise UserError(
+            f"byte {start + found.start()} of {name} is {found[0][0]:#04x}, which marks a role: "
+            "expected text without the bytes 0x04, 0x05 and 0x06"
+        )
+
+
+def question_prompt(context: bytes, question: bytes) -> bytes:
+    """What a model reads before it answers. Raises UserError for a question with a role's byte."""
+    refuse_roles(question, "the question")
+    return context + bytes([QUESTION]) + question + bytes([ANSWER])
+
+
+def question_batch(examples: list[Example], chunk: int) -> Batch:
+    """One example a row; responses and the STOP after each count. Shorter rows end in zeros."""
+    rows, counted = [], []
+    for example in examples:
+        text, weights = example.context, [0] * len(example.context)
+        for question, response in example.turns:
+            text = question_prompt(text, question) + response + bytes([STOP])
+            weights += [0] * (len(text) - len(weights) - len(response) - 1)
+            weights += [1] * (len(response) + 1)
+        rows.append(text)
+        counted.append(weights)
+    length = max(2, *(-(-len(text) // chunk) for text in rows)) * chunk  # one sketch at least
+    padded = [list(text) + [0] * (length - len(text)) for text in rows]
+    text, openings, _, _ = language_batch(torch.tensor(padded), chunk)
+    weights = torch.tensor([w + [0] * (length - len(w)) for w in counted], dtype=torch.float32)
+    longest = max(len(example.context) for example in examples)
+    return Batch(text, openings, weights.view_as(text), longest)
+
+
+def sample_without_roles(text: Text, length: int, rng: Generator) -> bytes:
+    for _ in range(TRIES):
+        drawn = bytes(text.sample(1, length, rng)[0].tolist())
+        if not ROLE.search(drawn):
+            return drawn
+    raise UserError("found no text without the bytes 0x04, 0x05 and 0x06, which mark roles")
+
+
+LETTERS, DIGITS = string.ascii_lowercase.encode(), string.digits.encode()
+CAPITALS = string.ascii_uppercase.encode()
+HELD_BACK = b"@$%^|>"  # in no style: what a model makes of them shows what it has understood
+MARKS = bytes(c for c in string.punctuation.encode() if c not in HELD_BACK)
+
+
+@dataclass(frozen=True)
+class Style:
+    """How the facts of a context look; as it is, plain: lines of `key=value`."""
+
+    separator: bytes = b"="
+    end: bytes = b"\n"
+    key_letters: bytes = LETTERS
+    key_lengths: tuple[int, int] = (1, 3)  # from, to
+    joint: bytes = b""  # between the halves of a key
+    values: tuple[bytes, ...] = (DIGITS, DIGITS + b"abcdef", LETTERS)  # alphabets, one a value
+    value_lengths: tuple[int, int] = (4, 4)
+    facts: int = MAX_FACTS  # at most
+    gap: int = 0  # most bytes of text before each fact and after the last
+    alike: int = 0  # of four keys, so many have the letters of another one, and perhaps one more
+    twice: int = 0  # of eight facts, so many give a key a new value, which is the one that counts
+    absent: int = 0  # 1: up to one question and a quarter of all is for a key that is not there
+
+    def key(self, rng: Generator, others: list[bytes]) -> bytes:
+        if others and draw(rng, 4) < self.alike:
+            other = others[draw(rng, len(others))]
+            letters = bytes(other[i] for i in torch.randperm(len(other), generator=rng).tolist())
+            return letters + draw_bytes(rng, self.key_letters, (0, 1))
+        key = draw_bytes(rng, self.key_letters, self.key_lengths)
+        return key[: len(key) // 2] + self.joint + key[len(key) // 2 :]
+
+    def value(self, rng: Generator) -> bytes:
+        return draw_bytes(rng, one_of(rng, *self.values), self.value_lengths)
+
+
+def one_of(rng: Generator, *options):
+    return options[draw(rng, len(options))]
+
+
+def draw_bytes(rng: Generator, alphabet: bytes, lengths: tuple[int, int]) -> bytes:
+    """So many of an alphabet, both ends included."""
+    count = lengths[0] + draw(rng, lengths[1] - lengths[0] + 1)
+    return bytes(alphabet[draw(rng, len(alphabet))] for _ in range(count))
+
+
+def draw_style(rng: Generator, chunk: int) -> Style:
+    """Half of all punctuation is common, the other half drawn at random."""
+    separator, end = one_of(rng, b"=", b": ", b" = ", b":", b" ", b"\t"), b"\n"
+    if draw(rng, 2):
+        separator = one_of(rng, b"%s", b"%s ", b" %s ") % draw_bytes(rng, MARKS, (1, 2))
+    if draw(rng, 2):
+        rest = bytes(c for c in MARKS if c not in separator)
+        end = one_of(rng, b"%s", b"%s ", b"%s\n") % draw_bytes(rng, rest, (1, 1))
+    used = separator + end
+    free = bytes(c for c in MARKS + LETTERS + DIGITS + CAPITALS if c not in used)
+    letters = one_of(rng, LETTERS, CAPITALS, LETTERS + CAPITALS, LETTERS + DIGITS, DIGITS)
+    values = (DIGITS, LETTERS, CAPITALS, LETTERS + DIGITS, LETTERS + CAPITALS)
+    longest = 1 + draw(rng, 12)
+    return Style(
+        separator=separator,
+        end=end,
+        key_letters=letters,
+        key_lengths=(1, 1 + draw(rng, 12)),
+        joint=one_of(rng, b"", b"", *(bytes([c]) for c in b"._" if c not in used)),
+        values=(one_of(rng, *values, *3 * [draw_bytes(rng, free, (2, 32))]),),
+        value_lengths=(one_of(rng, 1, longest), longest),
+        facts=one_of(rng, MAX_FACTS, 1 + draw(rng, 4), 1 + draw(rng, 32)),
+        gap=one_of(rng, 0, 0, chunk // 2, 16 * chunk),
+        alike=one_of(rng, 0, 1),
+        twice=one_of(rng, 0, 0, 2),
+        absent=one_of(rng, 0, 1, 1),
+    )
+
+
+def recall_example(
+    text: Text, rng: Generator, chunk: int, chunks: int, distance=0, style: Style | None = None
+) -> Example:
+    """Facts in a context of `chunks` chunks and an open one, and up to MAX_TURNS questions for
+    values; of four plain contexts one has text between the facts. Or, given a distance, one
+    question for a value whose fact begins so many chunks before the question's own. Raises
+    UserError if no fact fits."""
+    for _ in range(TRIES):
+        size = chunks * chunk + draw(rng, chunk)
+        how = style or Style(gap=0 if distance or draw(rng, 4) else chunk // 2)
+        context = bytearray()
+        facts: dict[bytes, bytes] = {}  # all, even one that is cut
+        places: dict[bytes, int] = {}  # of the whole ones: they can be asked for
+        for _ in range(how.facts):
+            if how.gap:
+                context += sample_without_roles(text, 1 + draw(rng, how.gap), rng) + b"\n"
+            if len(context) >= size:
+                break
+            known = list(facts)
+            again = known and draw(rng, 8) < how.twice
+            key = one_of(rng, *known) if again else how.key(rng, known)
+            if key in facts and not again:
+                continue
+            facts[key], places[key] = how.value(rng), len(context)
+            context += key + how.separator + facts[key] + how.end
+            if len(context) > size:
+                del places[key]
+        if how.gap and len(context) < size:
+            context += sample_without_roles(text, 1 + draw(rng, size - len(context)), rng)
+        context = context[:size]
+        back = {key: len(context) // chunk - place // chunk for key, place in places.items()}
+        asked = [key for key in places if distance in (0, back[key])]
+        if not asked:
+            continue
+        order = torch.randperm(len(asked), generator=rng).tolist()
+        turns = [(asked[i], facts[asked[i]]) for i in order[: 1 if distance else MAX_TURNS]]
+        for _ in range(draw(rng, 2 + len(turns) // 4) * how.absent):
+            key = how.key(rng, list(facts))
+            if key not in facts and not (how.gap and key + how.separator in context):
+                turns[draw(rng, len(turns))] = (key, NOT_THERE)
+        return Example(bytes(context), tuple(turns))
+    raise UserError(f"no fact fits {chunks} chunks of {chunk} bytes at distance {distance}")
+
+
+def styled_example(text: Text, rng: Generator, chunk: int, chunks: int) -> Example:
+    """`recall_example` in a style that is drawn."""
+    return recall_example(text, rng, chunk, chunks, style=draw_style(rng, chunk))
+
+
+def repeat_example(text: Text, rng: Generator, chunk: int, chunks: int, distance=0) -> Example:
+    """Text of `chunks` chunks and an open one, and up to MAX_PASSAGES questions to repeat a
+    chunk's length of it from a line on. Or, given a distance, one question, as in
+    `recall_example`. Raises UserError if there is no such line."""
+    most = 1 if distance else MAX_PASSAGES
+    for _ in range(TRIES):
+        context = sample_without_roles(text, chunks * chunk + draw(rng, chunk), rng)
+        turns: list[tuple[bytes, bytes]] = []
+        for start in torch.randperm(chunks * chunk, generator=rng).tolist():
+            if context[start - 1 : start] != b"\n":
+                continue
+            line = context[start : start + QUOTED].split(b"\n")[0]
+            found = len(line.strip()) >= QUOTED // 2 and context.count(line) == 1
+            if found and distance in (0, chunks - start // chunk):
+                turns.append((b"Repeat from: " + line, context[start : start + chunk]))
+            if len(turns) == most:
+                break
+        if turns:
+            return Example(context, tuple(turns))
+    raise UserError("found no line to repeat from: expected text in lines")
+
+
+EXAMPLES = {"recall": recall_example, "styled": styled_example, "repeat": repeat_example}
+
+
+FIELDS = ("context", "prompt", "response")
+
+
+def read_examples(path: str, longest: int) -> list[Example]:
+    """A user's own examples, shortest first: a file of JSON objects, one a line, of three strings,
+    FIELDS. Raises UserError, which names the line, for anything else, for a role's byte and for
+    an example of more than `longest` bytes; OSError for what cannot be read."""
+    examples = []
+    for number, line in enumerate(read_file(path).splitlines(), start=1):
+        try:
+            fields = json.loads(line.decode())
+            if not isinstance(fields, dict) or sorted(fields) != sorted(FIELDS):
+                raise ValueError(f"expected an object of {', '.join(FIELDS)}")
+            if not all(isinstance(value, str) for value in fields.values()):
+                raise ValueError("expected strings")
+            context, prompt, response = (fields[name].encode() for name in FIELDS)
+            example = Example(context, ((prompt, response),))
+            if not response:
+                raise ValueError("the response is empty")
+            if example.length > longest:
+                raise ValueError(f"{example.length} bytes in all, expected at most {longest}")
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {number}: {error}") from None
+        examples.append(example)
+    if not examples:
+        raise UserError(f"{path} is empty, expected a JSON object a line")
+    return sorted(examples, key=lambda example: example.length)
+
+
+def sample_of_similar_length(examples: list[Example], size: int, rng: Generator) -> list[Example]:
+    """One of a list that is sorted by length, and the next longer ones that `size` bytes hold."""
+    first = last = draw(rng, len(examples))
+    while last < len(examples) and examples[last].length * (last + 1 - first) <= size:
+        last += 1
+    return examples[first : max(last, first + 1)]
