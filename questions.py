@@ -172,12 +172,14 @@ def recall_example(
     for _ in range(TRIES):
         size = chunks * chunk + draw(rng, chunk)
         how = style or Style(gap=0 if distance or draw(rng, 4) else chunk // 2)
+        longest = int(text.lengths.max()) if how.gap else 0  # piece of text
         context = bytearray()
         facts: dict[bytes, bytes] = {}  # all, even one that is cut
         places: dict[bytes, int] = {}  # of the whole ones: they can be asked for
         for _ in range(how.facts):
             if how.gap:
-                context += sample_without_roles(text, 1 + draw(rng, how.gap), rng) + b"\n"
+                length = 1 + draw(rng, min(how.gap, longest))
+                context += sample_without_roles(text, length, rng) + b"\n"
             if len(context) >= size:
                 break
             known = list(facts)
@@ -190,7 +192,8 @@ def recall_example(
             if len(context) > size:
                 del places[key]
         if how.gap and len(context) < size:
-            context += sample_without_roles(text, 1 + draw(rng, size - len(context)), rng)
+            length = 1 + draw(rng, min(size - len(context), longest))
+            context += sample_without_roles(text, length, rng)
         context = context[:size]
         back = {key: len(context) // chunk - place // chunk for key, place in places.items()}
         asked = [key for key in places if distance in (0, back[key])]
