@@ -21,7 +21,7 @@ QUESTION, ANSWER, STOP = 0x05, 0x06, 0x04
 ROLE = re.compile(rb"[\x04-\x06]")
 NOT_THERE = b"not there"  # the response to a key without a fact
 MAX_TURNS = 40  # questions for values in a row
-MAX_FACTS = 256  # in a context
+MAX_FACTS = 400  # in a context: more than 32 chunks hold
 MAX_PASSAGES = 4  # to repeat in a row
 QUOTED = 16  # characters of the line from which to repeat
 TRIES = 10_000  # to find what can be asked for
@@ -176,17 +176,17 @@ def recall_example(
         context = bytearray()
         facts: dict[bytes, bytes] = {}  # all, even one that is cut
         places: dict[bytes, int] = {}  # of the whole ones: they can be asked for
-        for _ in range(how.facts):
-            if how.gap:
-                length = 1 + draw(rng, min(how.gap, longest))
-                context += sample_without_roles(text, length, rng) + b"\n"
-            if len(context) >= size:
-                break
+        for _ in range(4 * how.facts):  # there may be fewer keys than facts
             known = list(facts)
             again = known and draw(rng, 8) < how.twice
             key = one_of(rng, *known) if again else how.key(rng, known)
             if key in facts and not again:
                 continue
+            if how.gap:
+                length = 1 + draw(rng, min(how.gap, longest))
+                context += sample_without_roles(text, length, rng) + b"\n"
+            if len(context) >= size or len(facts) == how.facts:
+                break
             facts[key], places[key] = how.value(rng), len(context)
             context += key + how.separator + facts[key] + how.end
             if len(context) > size:

@@ -165,8 +165,8 @@ class Settings:
 
 
 def rate(step: int, plan: list[Stage]) -> float:
-    """The share of the full learning rate at a step: 20 steps up, then down to 2 % all the way."""
-    return min(1.0, (step + 1) / 20, 0.02 + 0.98 * (len(plan) - step) / len(plan))
+    """Of the full learning rate at a step: 20 steps up, flat, the last 40 % down to 2 %."""
+    return min(1.0, (step + 1) / 20, 0.02 + 0.98 * (len(plan) - step) / (0.4 * len(plan)))
 
 
 def train(
