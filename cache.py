@@ -106,6 +106,8 @@ class Session:
         """Attend to all that the cache holds and to the new entries, of which none looks ahead.
 
         The rule of `may_attend` is kept by what the cache holds: a finished chunk's text is gone.
+        previous: for `offset_keys`, among the two newest keys and the new ones. newest: which two
+        of these are the newest from now on.
         """
         k = torch.cat([self.cache.newest[layer], k], dim=2)
         self.cache.newest[layer] = k.index_select(2, newest)
@@ -115,15 +117,15 @@ class Session:
         return attention(q, keys, values, attn_mask=mask)
 
     @torch.inference_mode()
-    def _feed(self, x: Tensor, positions: Tensor, sketches: int = 0, opens=True) -> Tensor:
-        """Append x (B, T, C) to the cache, so many sketch tokens and then text, which opens a run
-        or goes on with one; logits (B, 256) after its last token."""
+    def _feed(self, x: Tensor, positions: Tensor, sketches: int = 0) -> Tensor:
+        """Append x (B, T, C) to the cache, so many sketch tokens and then text; logits (B, 256)
+        after its last token."""
         T, mask = x.shape[1], None  # a prefill is causal, and a single token sees all
         previous = torch.arange(1, T + 1, device=x.device)  # the first two keys are the newest
         newest = torch.tensor([sketches + 1 if sketches else 0, T + 1], device=x.device)
         if sketches:
             previous[0] = 0 if self.cache.length else 2
-        if opens:
+        if T > 1 or not self.cache.length:  # text opens a run; else one byte goes on with it
             previous[sketches] = sketches + 2
         if self.cache.length and T > 1:  # `is_causal` would align these to the top left
             mask = torch.ones(T, self.cache.length + T, dtype=torch.bool, device=x.device)
@@ -177,10 +179,9 @@ class Session:
             return self._refill(kept, sketched, START)
         position = torch.tensor([self.count], device=self.text.device)
         if keeps_text or self.count % n:
-            run = self.text[:, self.sketched * n : self.count]
-            seen = torch.cat([self.opening, run], 1)[:, -ratio:]  # all that one input looks back at
-            x = self.model.embed_text(seen, self.opening)[:, -1:]
-            return self._feed(x, position, opens=False)
+            run = self.text[:, max(self.sketched * n, self.count - ratio) : self.count]
+            seen = torch.cat([self.opening, run], 1)[:, -ratio:]  # no input looks back further
+            return self._feed(self.model.embed_text(seen, self.opening)[:, -1:], position)
         self.opening = torch.full_like(self.opening, START)
         opening = self.model.embed_text(self.opening, self.opening)
         self.sketched += 1

@@ -28,8 +28,8 @@ from render import fills_page
 from vist2 import Config
 
 CHUNK_PARTS = {"sixteenth": 1 / 16, "quarter": 1 / 4, "whole": 1}  # of the config's chunk length
-# Of tasks about single pages: chunks in a row, and what draws the rows.
-PAGE_TASKS = {
+# Of tasks about single chunks: how many a row has, and what draws the rows.
+CHUNK_TASKS = {
     "spelling": (1, spelling_batch),
     "reading": (2, reading_batch),
     "copy": (2, copy_batch),
@@ -44,9 +44,9 @@ class Stage:
     and its copy, `copy` of a chunk and the same wound round. Language modelling comes in quarters:
     with all text visible (`text`), or with sketches as the only past and chunks of a sixteenth, a
     quarter or the whole of the config's chunk length, in windows of `windows` times the config's.
-    `recall`, `styled`, `repeat` (see data.EXAMPLES) and the user's `own` are questions about a
-    context of up to `context` chunks, in one batch of four up to four times as many. A step asks
-    questions of one kind, drawn by the shares, with the weight of all.
+    `recall`, the same in drawn styles (`styled`), `repeat` (see questions.EXAMPLES) and the user's
+    `own` are questions about a context of up to `context` chunks, in one batch of four up to four
+    times as many. A step asks questions of one kind, drawn by the shares, with the weight of all.
     """
 
     name: str
@@ -97,10 +97,7 @@ CURRICULUM = (
           context=8, windows=4),
 )
 # More instructions, for a finished model: --stage instruct
-INSTRUCT = (
-    Stage("instructions",  500, reading=1/8, whole=1, recall=1/4, styled=1/2, repeat=1/8,
-          context=8),
-)
+INSTRUCT = (replace(CURRICULUM[3], name="instructions", steps=500),)
 # What a run of each preset takes if nothing is said; lr is Muon's.
 DEFAULTS = {
     "tiny": dict(batch_bytes=2**11, lr=5e-3),
@@ -111,6 +108,7 @@ TABLES = {"language": CURRICULUM, "instruct": INSTRUCT}
 INSTRUCT_RATE = 0.5  # learning rate, of what the curriculum takes
 MAX_STEPS = 10**6
 MAX_OWN_CHUNKS = 40  # of an example that a user gives
+SHORTEST = 16  # bytes of a chunk that facts of all styles fit
 
 
 def count_steps(stages) -> int:
@@ -133,7 +131,7 @@ def scale_stages(table: tuple[Stage, ...], history: str, steps: int) -> list[Sta
     ]
     if history == "sketch":
         return scaled
-    none = dict.fromkeys((*PAGE_TASKS, "text", *CHUNK_PARTS), 0)
+    none = dict.fromkeys((*CHUNK_TASKS, "text", *CHUNK_PARTS), 0)
     return [
         replace(stage, **none | {"whole": sum(stage.language.values())})
         for stage in scaled
@@ -143,18 +141,20 @@ def scale_stages(table: tuple[Stage, ...], history: str, steps: int) -> list[Sta
 
 def fit_to_corpus(stages: list[Stage], config: Config, text: Text) -> list[Stage]:
     """The stages, with windows and contexts as long as the longest file allows, and without
-    questions of which the text has none. Warns of those."""
-    longest = int(text.lengths.max())
+    questions for which chunks are too short or the text has no lines. Warns of those."""
+    longest, n, none = int(text.lengths.max()), config.chunk, {}
+    if n < SHORTEST:
+        none = dict.fromkeys(EXAMPLES, 0)
+        warn(f"no questions are asked: --chunk is {n}, they take {SHORTEST} or more")
     fitted = []
     for stage in stages:
-        context = max(1, min(stage.context, (longest // config.chunk - 1) // 4))
-        none = {}
-        for task in stage.shares(*EXAMPLES):
+        context = max(1, min(stage.context, (longest // n - 1) // 4))
+        if stage.repeat and "repeat" not in none:
             try:
-                EXAMPLES[task](text, generator("check"), config.chunk, 4 * context)
+                EXAMPLES["repeat"](text, generator("check"), n, 4 * context)
             except UserError as error:
-                none[task] = 0
-                warn(f"stage {stage.name!r} is without {task!r}: {error}")
+                none["repeat"] = 0
+                warn(f"no passages are asked for: {error}")
         windows = min(stage.windows, longest // text.window)
         fitted.append(replace(stage, context=context, windows=windows, **none))
     return fitted
@@ -183,15 +183,15 @@ def sample_batches(
         windows = text.sample(rows, length, generator(seed, "language", language_step))
         counts = [round(share * rows) for share in stage.language.values()]
         taken = windows[: sum(counts)].split(counts)
-        for (task, share), rows in zip(stage.language.items(), taken, strict=True):
-            yield task, share, language_batch(rows, chunk_of(CHUNK_PARTS.get(task, 1), config))
+        for (task, share), some in zip(stage.language.items(), taken, strict=True):
+            yield task, share, language_batch(some, chunk_of(CHUNK_PARTS.get(task, 1), config))
     if stage.questions:
         rng, share = generator(seed, "questions", step), sum(stage.questions.values())
         weights = torch.tensor([*stage.questions.values()], dtype=torch.float32)
         task = [*stage.questions][int(weights.multinomial(1, generator=rng))]
         if task == "own":
             examples = sample_of_similar_length(corpus.own_examples, share * size, rng)
-        else:  # of about one length, without the turns
+        else:  # of about one length, where facts are not few
             chunks = (1 + draw(rng, stage.context)) * (1 if draw(rng, 4) else 4)
             rows = max(1, round(share * size / ((chunks + 2) * n)))
             examples = [EXAMPLES[task](text, rng, n, chunks) for _ in range(rows)]
@@ -199,7 +199,7 @@ def sample_batches(
         # else one in eight. The references, which do not read, have none.
         short = draw(rng, 2) == 0 and stage.reading
         yield task, share, question_batch(examples, chunk_of(1 / 4 if short else 1, config))
-    for task, share in stage.shares(*PAGE_TASKS).items():
-        chunks, sample = PAGE_TASKS[task]
+    for task, share in stage.shares(*CHUNK_TASKS).items():
+        chunks, sample = CHUNK_TASKS[task]
         rows = max(2, round(share * size / (chunks * n)))
         yield task, share, sample(text, rows, n, generator(seed, task, step))

@@ -189,9 +189,9 @@ def language_batch(windows: Tensor, chunk: int) -> Batch:
 
 
 def sample_noise(text: Text, rows: int, chunk: int, rng: Generator) -> Tensor:
-    """Sample (rows, chunk) bytes that nobody can guess: one half uniform, the other of 1 to 256
-    different bytes, few as often as many, half of them bytes of text. Of each four such rows one
-    has runs of equal bytes and one a period."""
+    """Sample (rows, chunk) bytes that nobody can guess. Half of the rows are uniform. The others
+    draw from an alphabet of 1 to 256 bytes, its size log-uniform, half of the alphabets from text;
+    a quarter of these rows has runs of equal bytes, a quarter a period."""
     noise = torch.randint(BYTES, (rows, chunk), generator=rng)
     for row in noise:
         if draw(rng, 2):
@@ -223,9 +223,10 @@ def pair_batch(first: Tensor, second: Tensor, opening: int) -> Batch:
 
 
 def reading_batch(text: Text, rows: int, chunk: int, rng: Generator) -> Batch:
-    """Pairs (rows, 2, chunk) of such a chunk and READ with its copy. The copy has faults: a share
-    of its bytes, drawn for each row, is random. So the past of the copy cannot tell what comes
-    next as well as the place in the sketch can."""
+    """Pairs (rows, 2, chunk) of a chunk of `spelling_batch` and READ with its copy. The copy has
+    faults: a share of its bytes, drawn for each row, is random. So the past of the copy cannot
+    tell what comes next as well as the place in the sketch can. The target is the chunk itself
+    (train.task_losses)."""
     page = spelling_batch(text, rows, chunk, rng).text[:, 0]
     faulty = torch.rand(page.shape, generator=rng) < torch.rand(rows, 1, generator=rng)
     noise = torch.randint(BYTES, page.shape, generator=rng)
@@ -233,8 +234,8 @@ def reading_batch(text: Text, rows: int, chunk: int, rng: Generator) -> Batch:
 
 
 def copy_batch(text: Text, rows: int, chunk: int, rng: Generator) -> Batch:
-    """Pairs (rows, 2, chunk) of such a chunk and the same, begun at any of its bytes and wound
-    round, after START: the past of the copy alone tells what comes next, as in recall."""
+    """Pairs (rows, 2, chunk) of a chunk of `spelling_batch` and the same, begun at any of its
+    bytes and wound round, after START: its own past alone tells what comes next, as in recall."""
     page = spelling_batch(text, rows, chunk, rng).text[:, 0]
     turns = torch.randint(chunk, (rows, 1), generator=rng)
     return pair_batch(page, page.gather(1, (torch.arange(chunk) + turns) % chunk), START)

@@ -36,7 +36,7 @@ CHECKPOINT = "runs/sketch/model.pt"  # what train.py writes
 # ------------------------------------------------------------------------------------ sampling
 
 
-def sample(logits: Tensor, temperature: float, top_k: int | None, rngs) -> Tensor:
+def sample(logits: Tensor, temperature: float, top_k: int | None, rng) -> Tensor:
     """The next byte of each row of (B, 256) logits: the likeliest at temperature 0, or drawn."""
     if temperature == 0:
         return logits.argmax(-1)
@@ -45,22 +45,20 @@ def sample(logits: Tensor, temperature: float, top_k: int | None, rngs) -> Tenso
     if top_k:
         least = logits.topk(min(top_k, BYTES)).values[:, -1:]
         logits = logits.masked_fill(logits < least, float("-inf"))
-    rows = zip(logits.softmax(-1), rngs, strict=True)
-    return torch.cat([torch.multinomial(row, 1, generator=rng) for row, rng in rows])
+    return torch.multinomial(logits.softmax(-1), 1, generator=rng)[:, 0]
 
 
 def write(
     session: Session, logits: Tensor, max_new_bytes: int, temperature=0.0, top_k=None, seed=0
 ) -> Iterator[Tensor]:
-    """Yield (B,) bytes, one at a time; row i draws as a single text with seed + i would. Raises
-    UserError for settings that make no sense."""
+    """Yield (B,) bytes, one at a time. Raises UserError for settings that make no sense."""
     check_range("--max-new-bytes", max_new_bytes, 0)
     check_range("--temperature", temperature, 0)
     check_range("--top-k", 1 if top_k is None else top_k, 1)
-    check_range("--seed", seed, 0, 2**63 - 1 - len(logits))
-    rngs = [torch.Generator().manual_seed(seed + row) for row in range(len(logits))]
+    check_range("--seed", seed, 0, 2**63 - 1)
+    rng = torch.Generator().manual_seed(seed)
     for index in range(max_new_bytes):
-        new = sample(logits, temperature, top_k, rngs)
+        new = sample(logits, temperature, top_k, rng)
         yield new
         if index + 1 < max_new_bytes:
             logits = session.step(new)
@@ -194,7 +192,7 @@ def fit_prompt(prompt: bytes, history_chunks: int | None, config: Config) -> tup
     return held, chunks
 
 
-def print_continuations(model: Vist2, prompt: bytes, args: argparse.Namespace) -> None:
+def print_continuation(model: Vist2, prompt: bytes, args: argparse.Namespace) -> None:
     """One continuation, byte by byte."""
     prompt, chunks = fit_prompt(prompt, args.history_chunks, model.config)
     began = time.perf_counter()
@@ -279,7 +277,7 @@ def run(args: argparse.Namespace) -> None:
         prompt = os.fsencode(args.prompt)
     elif args.prompt_file is not None or not sys.stdin.isatty():
         prompt = read_file(args.prompt_file or "-")
-    print_continuations(model, prompt, args)
+    print_continuation(model, prompt, args)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -98,10 +98,11 @@ def offset_keys(k: Tensor, previous: Tensor) -> Tensor:
 def previous_tokens(layout: Layout) -> Tensor:
     """(T,): of a sketch token the sketch token before, of a byte the one before in its chunk; the
     first of each stands for itself."""
-    one, other = (Layout(*(field[:, None] for field in layout)), layout)
-    alike = (one.is_sketch == other.is_sketch) & (one.is_sketch | (one.chunk == other.chunk))
-    before = torch.where(alike & (other.index < one.index), other.index, -1).amax(1)
-    return torch.where(before < 0, layout.index, before)
+    previous = (layout.index - 1).clamp(min=0)
+    previous = torch.where(layout.is_sketch[previous], layout.index, previous)  # opens a chunk
+    sketches = layout.is_sketch.nonzero().squeeze(1)
+    previous[sketches] = torch.cat([sketches[:1], sketches[:-1]])
+    return previous
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:

@@ -24,7 +24,7 @@ MAX_TURNS = 40  # questions for values in a row
 MAX_FACTS = 400  # in a context: more than 32 chunks hold
 MAX_PASSAGES = 4  # to repeat in a row
 QUOTED = 16  # characters of the line from which to repeat
-TRIES = 10_000  # to find what can be asked for
+TRIES = 1000  # to find what can be asked for
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,16 @@ def question_batch(examples: list[Example], chunk: int) -> Batch:
 
 
 def sample_without_roles(text: Text, length: int, rng: Generator) -> bytes:
-    for _ in range(TRIES):
-        drawn = bytes(text.sample(1, length, rng)[0].tolist())
-        if not ROLE.search(drawn):
-            return drawn
-    raise UserError("found no text without the bytes 0x04, 0x05 and 0x06, which mark roles")
+    """Sample text with a blank for each role's byte."""
+    return ROLE.sub(b" ", bytes(text.sample(1, length, rng)[0].tolist()))
 
+
+def sample_piece(text: Text, most: int, rng: Generator) -> bytes:
+    """Sample up to `most` bytes of text."""
+    return sample_without_roles(text, 1 + draw(rng, min(most, int(text.lengths.max()))), rng)
+
+
+# ------------------------------------------------------------------------------------- facts
 
 LETTERS, DIGITS = string.ascii_lowercase.encode(), string.digits.encode()
 CAPITALS = string.ascii_uppercase.encode()
@@ -106,7 +110,7 @@ class Style:
     values: tuple[bytes, ...] = (DIGITS, DIGITS + b"abcdef", LETTERS)  # alphabets, one a value
     value_lengths: tuple[int, int] = (4, 4)
     facts: int = MAX_FACTS  # at most
-    gap: int = 0  # most bytes of text before each fact and after the last
+    gap: int = 0  # most bytes of text before each fact; after the last up to the context's end
     alike: int = 0  # of four keys, so many have the letters of another one, and perhaps one more
     twice: int = 0  # of eight facts, so many give a key a new value, which is the one that counts
     absent: int = 0  # 1: up to one question and a quarter of all is for a key that is not there
@@ -165,14 +169,13 @@ def draw_style(rng: Generator, chunk: int) -> Style:
 def recall_example(
     text: Text, rng: Generator, chunk: int, chunks: int, distance=0, style: Style | None = None
 ) -> Example:
-    """Facts in a context of `chunks` chunks and an open one, and up to MAX_TURNS questions for
-    values; of four plain contexts one has text between the facts. Or, given a distance, one
+    """Facts in a context of up to `chunks` chunks and an open one, and up to MAX_TURNS questions
+    for values; of four plain contexts one has text between the facts. Or, given a distance, one
     question for a value whose fact begins so many chunks before the question's own. Raises
-    UserError if no fact fits."""
+    UserError if no fact fits. Text may hold a fact by chance: one question in some thousands."""
     for _ in range(TRIES):
         size = chunks * chunk + draw(rng, chunk)
         how = style or Style(gap=0 if distance or draw(rng, 4) else chunk // 2)
-        longest = int(text.lengths.max()) if how.gap else 0  # piece of text
         context = bytearray()
         facts: dict[bytes, bytes] = {}  # all, even one that is cut
         places: dict[bytes, int] = {}  # of the whole ones: they can be asked for
@@ -183,8 +186,7 @@ def recall_example(
             if key in facts and not again:
                 continue
             if how.gap:
-                length = 1 + draw(rng, min(how.gap, longest))
-                context += sample_without_roles(text, length, rng) + b"\n"
+                context += sample_piece(text, how.gap, rng) + b"\n"
             if len(context) >= size or len(facts) == how.facts:
                 break
             facts[key], places[key] = how.value(rng), len(context)
@@ -192,8 +194,7 @@ def recall_example(
             if len(context) > size:
                 del places[key]
         if how.gap and len(context) < size:
-            length = 1 + draw(rng, min(size - len(context), longest))
-            context += sample_without_roles(text, length, rng)
+            context += sample_piece(text, size - len(context), rng)
         context = context[:size]
         back = {key: len(context) // chunk - place // chunk for key, place in places.items()}
         asked = [key for key in places if distance in (0, back[key])]
@@ -212,6 +213,9 @@ def recall_example(
 def styled_example(text: Text, rng: Generator, chunk: int, chunks: int) -> Example:
     """`recall_example` in a style that is drawn."""
     return recall_example(text, rng, chunk, chunks, style=draw_style(rng, chunk))
+
+
+# ---------------------------------------------------------------------------------- passages
 
 
 def repeat_example(text: Text, rng: Generator, chunk: int, chunks: int, distance=0) -> Example:
@@ -238,6 +242,7 @@ def repeat_example(text: Text, rng: Generator, chunk: int, chunks: int, distance
 
 EXAMPLES = {"recall": recall_example, "styled": styled_example, "repeat": repeat_example}
 
+# ------------------------------------------------------------------------------- own examples
 
 FIELDS = ("context", "prompt", "response")
 

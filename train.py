@@ -23,11 +23,11 @@ from tqdm import tqdm
 from common import find_device, lock_folder, read_checkpoint, restore, save_checkpoint, write_file
 from console import UserError, check_range, command_line, delay_signals, one_line, warn
 from curriculum import (
+    CHUNK_TASKS,
     DEFAULTS,
     INSTRUCT_RATE,
     MAX_OWN_CHUNKS,
     MAX_STEPS,
-    PAGE_TASKS,
     TABLES,
     Stage,
     count_steps,
@@ -82,7 +82,7 @@ def backward(measure, model: Vist2, batches, settings: "Settings") -> dict[str, 
         scale = {"spelling": SPELLING, task: 1.0}  # the task of spelling counts in full
         total = sum(scale[name] * nats for name, nats in measured.items() if name in scale)
         (share * total).backward()
-        if task not in PAGE_TASKS:
+        if task not in CHUNK_TASKS:
             measured.pop("spelling", None)
         log |= {name: value.detach() for name, value in measured.items()}
     nats = {"accuracy": 1.0}  # the rest is losses

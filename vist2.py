@@ -283,15 +283,14 @@ class Vist2(nn.Module):
         """The decoder's inputs of runs of text that see each other: (.., T) ids -> (.., T, C).
 
         Each is its byte, the opening of its run (.., 1), and what the speller, transposed, makes
-        of it and the bytes before: so as many bytes as a line of a patch shows have the code of
-        the patch that shows them.
+        of it and the bytes before: so a line of bytes has the code of the patch whose last line it
+        is, at the default cell its only one.
         """
-        x = self.embed(ids)
-        line = PATCH // self.config.cell[1]
-        code = self.speller.weight.view(-1, *2 * [self.config.width])[-line:]  # (byte, C, C)
-        kernel = rearrange(code, "byte text patch -> patch text byte")
+        x, line, C = self.embed(ids), PATCH // self.config.cell[1], self.config.width
+        code = self.speller.weight[-line * C :]
+        kernel = rearrange(code, "(byte text) patch -> patch text byte", text=C)
         looked_back = F.conv1d(F.pad(x.flatten(0, -3).mT, (line - 1, 0)), kernel).mT.view_as(x)
-        # a byte opens a chunk where the one before stays in sight: that is writing
+        # an opening that is a byte, where the chunk before stays in sight, means writing
         return norm(x + self.embed(openings.clamp(min=START)) + looked_back)
 
     def compress(self, chunks: Tensor) -> Tensor:
@@ -323,16 +322,16 @@ class Vist2(nn.Module):
         S = min({"sketch": N, "full": 0, "prompt": prompt_chunks}[history], N - 1)
 
         # A chunk's inputs are its opening and all its bytes but the last.
-        first = torch.cat([openings[:, : S + 1], text[:, S:-1, -1]], dim=1)[:, :, None]
-        inputs, first = torch.cat([first, text[:, :, :-1]], dim=2), first.clamp(min=START)
-        x = self.embed_text(inputs[:, S:].flatten(1), first[:, S]).unflatten(1, (N - S, n))
+        opening = torch.cat([openings[:, : S + 1], text[:, S:-1, -1]], dim=1)[:, :, None]
+        inputs = torch.cat([opening, text[:, :, :-1]], dim=2)  # (B, N, n)
+        x = self.embed_text(inputs[:, S:].flatten(1), opening[:, S]).unflatten(1, (N - S, n))
         m = patches_per_chunk(n, self.config.cell) if memory is None else memory.shape[2]
         plan = plan_forward(N, n, m, S, skip, self.may_attend, text.device)
         if S == 0:
             x = x.flatten(1, 2)
         else:
             memory = self.compress(text[:, :S]) if memory is None else memory[:, :S]
-            x = torch.cat([self.embed_text(inputs[:, :S], first[:, :S]), x], dim=1)
+            x = torch.cat([self.embed_text(inputs[:, :S], opening[:, :S]), x], dim=1)
             x = interleave(x, memory.to(x.dtype), skip)  # (B, T, C)
         x = self.decoder(x, plan.positions, [partial(attention, plan=plan)] * self.config.layers)
         return self.head(x.index_select(1, plan.outputs)).unflatten(1, (N - skip, n))

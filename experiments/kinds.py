@@ -47,7 +47,7 @@ TRAINED = {
     "keys of digits": FACTS(key_letters=DIGITS, key_lengths=(3, 3)),
     "keys of 12 letters": FACTS(key_lengths=(12, 12)),
     "keys with a dot": FACTS(key_lengths=(4, 8), joint=b"."),
-    "keys of the same letters": FACTS(key_lengths=(3, 3), alike=3),
+    "keys of the same letters": FACTS(key_lengths=(3, 3), alike=1),
     "separator ` = `": FACTS(separator=b" = "),
     "separator `: `": FACTS(separator=b": "),
     "end `; `": FACTS(end=b"; "),
@@ -56,7 +56,7 @@ TRAINED = {
 NEVER = {
     "values of `@$%^`": FACTS(values=(b"@$%^",)),
     "values of 16": FACTS(value_lengths=(16, 16)),
-    "keys of 16 letters": FACTS(key_lengths=(16, 16)),
+    "keys of 20 letters": FACTS(key_lengths=(20, 20)),
     "keys with a hyphen": FACTS(key_lengths=(4, 8), joint=b"-"),
     "separator ` -> `": FACTS(separator=b" -> "),
     "separator ` is `": FACTS(separator=b" is "),
@@ -83,7 +83,8 @@ def absent_question(text: Text, rng: Generator, chunk: int) -> Example:
     """A question for a key that is not there."""
     example = recall_example(text, rng, chunk, 7, style=FACTS())
     keys = {line.split(b"=")[0] for line in example.context.split(b"\n")}
-    key = next(key for key in iter(lambda: Style().key(rng, []), None) if key not in keys)
+    while (key := Style().key(rng, [])) in keys:
+        pass
     return Example(example.context, ((key, NOT_THERE),))
 
 
@@ -99,7 +100,7 @@ def needle_question(text: Text, rng: Generator, length: int) -> Example:
 
 
 def denied_question(text: Text, rng: Generator, chunk: int) -> Example:
-    """A question for a key that is there, with the response that it is not."""
+    """A question for a key that is there, with the response that it is not: a fault."""
     example = one_question(text, rng, FACTS(), chunk)
     return Example(example.context, ((example.turns[0][0], NOT_THERE),))
 
@@ -107,24 +108,24 @@ def denied_question(text: Text, rng: Generator, chunk: int) -> Example:
 def recall_rows(model: Vist2, corpus: Corpus, count: int) -> Iterator[dict]:
     n = model.config.chunk
 
-    def row(name: str, drawn: str, sample: Callable[..., Example], *how) -> dict:
+    def row(name: str, trained: str, sample: Callable[..., Example], *how) -> dict:
         rng = generator("evaluation", "kinds", name)
         examples = [sample(corpus.held_out, rng, *how) for _ in range(count)]
-        right = evaluate.exact_match(model, examples, "sketch")
-        return {"facts": name, "in training": drawn, "right": right}
+        share = evaluate.exact_match(model, examples, "sketch")
+        return {"facts": name, "in training": trained, "so answered": share}
 
-    for drawn, kinds in (("yes", TRAINED), ("never", NEVER)):
+    for trained, kinds in (("yes", TRAINED), ("never", NEVER)):
         rows = []
         for name, style in kinds.items():
-            rows.append(row(name, drawn, one_question, style, n))
+            rows.append(row(name, trained, one_question, style, n))
             yield rows[-1]
-        mean = sum(row["right"] for row in rows) / len(rows)
-        yield {"facts": "mean of these", "in training": drawn, "right": mean}
+        mean = sum(row["so answered"] for row in rows) / len(rows)
+        yield {"facts": "mean of these", "in training": trained, "so answered": mean}
     for length in (300, 1000, 1900):
         yield row(f"one fact in {length} bytes of text", "yes", needle_question, length)
     yield row("a key that stands twice: the last value", "yes", twice_question, n)
-    yield row("a key that is not there: said so", "yes", absent_question, n)
-    yield row("a key that is there: said not to be", "yes", denied_question, n)
+    yield row(f"a key that is not there: {NOT_THERE.decode()!r}", "yes", absent_question, n)
+    yield row(f"a fault, a key that is there: {NOT_THERE.decode()!r}", "yes", denied_question, n)
 
 
 # ----------------------------------------------------------------------------------- reading
@@ -185,7 +186,7 @@ def main(argv: list[str] | None = None) -> None:
         corpus = load_corpus(None, model.config.chunks * model.config.chunk)
         content = {"machine": this_machine(model.device), "info": info, "count": args.count}
         for name, title, rows in (
-            ("recall", f"Facts, share of {args.count} questions right", recall_rows),
+            ("recall", f"Facts, share of {args.count} questions", recall_rows),
             ("reading", f"Pages, {args.count} of each kind", reading_rows),
             ("language", "Held-out text", language_rows),
         ):

@@ -33,14 +33,14 @@ from console import (
             "two^Jlines, a ^[[2J, a \\u202e",
         ),
         (FileNotFoundError(errno.ENOENT, "No such file", "x\ny"), "[Errno 2] No such file: 'x"),
-        (MemoryError(), "not enough memory, try a smaller --samples"),
+        (MemoryError(), "not enough memory, try a smaller --count"),
         (RuntimeError("CUDA out of memory. Tried to allocate"), "not enough memory, try a smaller"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "not enough memory"),
     ],
     ids=["user", "system", "memory", "memory of a GPU", "memory of the CPU"],
 )
 def test_a_mistake_ends_a_program_in_one_printable_line(error, said):
-    with pytest.raises(SystemExit) as ended, command_line("x.py", "--samples"):
+    with pytest.raises(SystemExit) as ended, command_line("x.py", "--count"):
         raise error
     assert ended.value.code.startswith(f"x.py: {said}")
     assert one_line(ended.value.code) == ended.value.code
@@ -56,7 +56,7 @@ def test_a_mistake_ends_a_program_in_one_printable_line(error, said):
     ],
 )
 def test_a_bug_keeps_its_traceback(error):
-    with pytest.raises(type(error)) as raised, command_line("x.py", "--samples"):
+    with pytest.raises(type(error)) as raised, command_line("x.py", "--count"):
         raise error
     assert raised.value is error
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -6,9 +7,9 @@ import torch
 import curriculum
 from curriculum import (
     CHUNK_PARTS,
+    CHUNK_TASKS,
     CURRICULUM,
     INSTRUCT,
-    PAGE_TASKS,
     Stage,
     chunk_of,
     fit_to_corpus,
@@ -62,7 +63,7 @@ def test_references_keep_steps_language_and_questions_and_skip_the_rest(table, h
         assert (their.name, their.steps, their.context) == (our.name, our.steps, our.context)
         assert their.questions == our.questions
         assert their.language == {"whole": sum(our.language.values())}
-        assert their.windows == our.windows and not their.shares(*PAGE_TASKS)
+        assert their.windows == our.windows and not their.shares(*CHUNK_TASKS)
 
 
 def test_language_has_a_weight_of_one_in_whole_quarters_and_comes_with_questions():
@@ -73,17 +74,19 @@ def test_language_has_a_weight_of_one_in_whole_quarters_and_comes_with_questions
 
 
 def test_stages_are_fitted_to_short_files_and_to_text_without_lines_and_named(capsys):
-    prose, roles = b"a line of text\n" * 5, b"\x04\x05" * 200
+    prose, roles = b"a line of text\n" * 5, b"\x04\x05" * 2000
     many = Text([b"".join(b"%d is a line\n" % i for i in range(999))], 64)
     [fitted] = fit_to_corpus([CURRICULUM[-1]], CONFIG, many)
     assert fitted == CURRICULUM[-1] and not capsys.readouterr().err
     [short] = fit_to_corpus([CURRICULUM[-1]], CONFIG, Text([prose], 64))
     assert (short.windows, short.context, short.repeat) == (1, 1, 0) and short.recall
-    assert "stage 'long windows' is without 'repeat': no file has" in capsys.readouterr().err
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("questions.TRIES", 50)
-        [silent] = fit_to_corpus([CURRICULUM[-1]], CONFIG, Text([roles], 64))
-    assert silent.questions.keys() <= {"recall", "styled"} and silent.language == {"whole": 1}
+    assert "no passages are asked for: no file has" in capsys.readouterr().err
+    [roles] = fit_to_corpus([CURRICULUM[-1]], CONFIG, Text([roles], 64))
+    assert roles == replace(CURRICULUM[-1], repeat=0)
+    narrow = Config.preset("mini", chunk=8)
+    [mute] = fit_to_corpus([CURRICULUM[-1]], narrow, many)
+    assert not mute.questions and mute.language and mute.reading
+    assert "no questions are asked: --chunk is 8, they take 16" in capsys.readouterr().err
 
 
 def test_own_examples_take_the_place_of_the_generated_ones_with_all_of_their_share(draw):
@@ -113,7 +116,7 @@ def test_a_step_of_any_row_takes_the_tasks_of_its_row_with_their_shares(draw, st
     for step in range(20):
         shares = draw(stage, step=step)[1]
         questions = {task: shares.pop(task) for task in EXAMPLES if task in shares}
-        assert shares == stage.shares(*PAGE_TASKS, *QUARTERS)
+        assert shares == stage.shares(*CHUNK_TASKS, *QUARTERS)
         assert list(questions.values()) == [sum(stage.questions.values())] * bool(stage.questions)
         asked |= questions.keys()
     assert asked == stage.questions.keys()
@@ -136,14 +139,14 @@ def test_no_task_draws_from_text_that_is_held_out():
 def test_a_task_takes_its_share_of_the_bytes_of_a_step(draw):
     for size in (2048, 8192):
         batches, shares = draw(EVERYTHING, size=size)
-        for task in (*PAGE_TASKS, *QUARTERS):
+        for task in (*CHUNK_TASKS, *QUARTERS):
             assert batches[task].text.numel() == shares[task] * size, task
-    for task in EXAMPLES:  # contexts, without the turns
-        stage, contexts = Stage("", 1, **{task: 1.0}, context=2), 0
+    for task in EXAMPLES:  # by their contexts, without the turns
+        rows = set()
         for step in range(20):
-            text = draw(stage, step=step, size=2048)[0][task].text.flatten(1)
-            contexts += (text == QUESTION).int().argmax(1).sum().item()
-        assert (0.2 if task == "styled" else 0.5) < contexts / 20 / 2048 < 1.3, task
+            batch = draw(Stage("", 1, **{task: 1.0}, context=2), step=step, size=2048)[0][task]
+            rows.add(len(batch.text))
+        assert rows == {round(2048 / ((chunks + 2) * 16)) for chunks in (1, 2, 4, 8)}
 
 
 def test_text_is_drawn_by_language_step_all_else_by_step_and_both_by_seed(draw):
@@ -156,7 +159,7 @@ def test_text_is_drawn_by_language_step_all_else_by_step_and_both_by_seed(draw):
 
     batches, _ = draw(EVERYTHING, seed=3, step=5, language_step=2)
     language, others = set(QUARTERS), batches.keys() - set(QUARTERS)
-    assert others - EXAMPLES.keys() == PAGE_TASKS.keys() and len(others) == 4
+    assert others - EXAMPLES.keys() == CHUNK_TASKS.keys() and len(others) == 4
     again = draw(EVERYTHING, seed=3, step=5, language_step=2)[0]
     assert same(batches, again) == batches.keys()
     assert same(batches, draw(EVERYTHING, seed=4, step=5, language_step=2)[0]) == set()
@@ -167,7 +170,7 @@ def test_text_is_drawn_by_language_step_all_else_by_step_and_both_by_seed(draw):
 def test_each_task_has_a_stream_of_its_own(draw):
     """Else a chunk would be spelled and read in one step."""
     batches, _ = draw(EVERYTHING)
-    first = [batches[task].text[0, 0].tolist() for task in PAGE_TASKS]
+    first = [batches[task].text[0, 0].tolist() for task in CHUNK_TASKS]
     assert len(set(map(tuple, first))) == 3
 
 

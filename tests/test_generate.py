@@ -27,17 +27,17 @@ n = 16
 
 def test_temperature_divides_the_logits_and_top_k_keeps_the_likeliest():
     logits, draws = torch.randn(1, 256).mul(2), 2000
-    rngs = [torch.Generator().manual_seed(0)] * draws
+    rng = torch.Generator().manual_seed(0)
     for temperature, top_k in ((1.0, None), (2.0, None), (0.5, 300), (1.0, 3)):
         likely = (logits[0] / temperature).softmax(-1)
         if top_k:
             likely = likely * (logits[0] >= logits[0].topk(min(top_k, 256)).values[-1])
-        drawn = sample(logits.expand(draws, -1), temperature, top_k, rngs)
+        drawn = sample(logits.expand(draws, -1), temperature, top_k, rng)
         share = drawn.bincount(minlength=256) / draws
         assert (share - likely / likely.sum()).abs().max() < 0.03
         assert top_k != 3 or (share > 0).sum() == 3
     for temperature, top_k in ((0, None), (1.5, 1), (1e-300, None)):
-        assert sample(logits, temperature, top_k, rngs[:1]) == logits.argmax()
+        assert sample(logits, temperature, top_k, rng) == logits.argmax()
 
 
 def test_sampling_is_by_seed_and_stops_at_the_stop_byte(model):
@@ -47,16 +47,15 @@ def test_sampling_is_by_seed_and_stops_at_the_stop_byte(model):
     assert draw(1, stop=drawn[10]) == drawn[: drawn.index(drawn[10])]
 
 
-@pytest.mark.parametrize("how", [(0.0, None), (1.2, 9)])
-def test_a_batch_equals_separate_runs_of_consecutive_seeds(model, how):
+def test_a_batch_equals_separate_runs(model):
     prompts = [b"first " * 6, b"second" * 6, b"first " * 6]
     session = Session(model, 3)
     logits = session.prefill(torch.cat([g.as_row(prompt) for prompt in prompts]))
-    rows = torch.stack(list(write(session, logits, 40, *how, seed=5)), 1)
-    for i, (row, prompt) in enumerate(zip(rows.tolist(), prompts, strict=True)):
-        alone = generate(model, prompt, 40, temperature=how[0], top_k=how[1], seed=5 + i)
-        assert bytes(row) == alone
-    assert torch.equal(rows[0], rows[2]) == (how[0] == 0)
+    rows = torch.stack(list(write(session, logits, 40)), 1)
+    for row, prompt in zip(rows.tolist(), prompts, strict=True):
+        assert bytes(row) == generate(model, prompt, 40)
+    drawn = torch.stack(list(write(session, logits, 40, temperature=1.2)), 1)
+    assert not torch.equal(drawn[0], drawn[2])  # each row by itself
 
 
 def test_a_longer_prompt_is_cut_from_the_left_by_whole_chunks(model):

@@ -321,10 +321,11 @@ def test_each_step_clips_its_gradient_and_sets_both_rates(start):
         assert adamw == pytest.approx(0.6 * muon)
 
 
-def test_the_rate_warms_up_and_falls_all_the_way():
+def test_the_rate_warms_up_and_falls_over_the_last_two_fifths():
     rates = [train.rate(step, [None] * 1000) for step in range(1000)]
     assert rates[:3] == [0.05, 0.1, 0.15] and max(rates) <= 1 and 0.02 < rates[-1] < 0.03
-    assert all(a > b for a, b in itertools.pairwise(rates[20:]))
+    assert rates[20:600] == [1] * 580
+    assert all(a > b for a, b in itertools.pairwise(rates[600:]))
 
 
 def test_one_batch_of_each_task_is_overfitted_and_what_was_asked_is_answered(whole):
@@ -368,6 +369,13 @@ def test_what_is_not_said_comes_from_the_preset_and_the_stage():
     small = Settings(preset="small", history="none", stage="instruct", device="cpu").resolve()
     assert (small.steps, small.batch_bytes, small.lr) == (500, 2**15, pytest.approx(0.5 * 3e-3))
     assert (small.start, small.out) == ("runs/none/model.pt", "runs/none-instruct")
+
+
+@pytest.mark.parametrize("option", ["--history prompt", "--preset huge", "--stage third"])
+def test_a_choice_that_is_none_is_refused_with_those_that_are(start, capsys, option):
+    with pytest.raises(SystemExit, match="2"):
+        start("run", *option.split())
+    assert "invalid choice" in capsys.readouterr().err
 
 
 def test_a_run_reports_in_any_encoding_and_moves_no_cursor(start, tmp_path, monkeypatch):

@@ -228,14 +228,16 @@ def test_a_chunk_length_is_an_argument_of_the_call(model):
         assert model(chunks).shape == (2, 64 // chunk, chunk, 256)
 
 
-def test_four_bytes_of_text_have_the_code_of_the_patch_that_shows_them(model):
+@pytest.mark.parametrize("cell", CELLS)
+def test_bytes_have_the_code_of_the_patch_whose_last_line_they_are(cell):
     """By hand: the speller takes a token to each of its bytes; transposed, these to the token."""
-    text = random_text(1, 1)[0]
+    model, text = make_model(cell=cell, chunk=64), torch.randint(256, (1, 64))
     start, read = torch.tensor([[START]]), torch.tensor([[READ]])
-    looked = model.embed_text(text, start)[0, 3]
-    e, parts = model.embed(text)[0, :4], model.speller.weight.split(model.config.width)
-    code = sum(byte @ spell for byte, spell in zip(e, parts, strict=True))
-    by_hand = F.rms_norm(e[3] + model.embed(start)[0, 0] + code, (model.config.width,))
+    line = 16 // cell[1]
+    looked = model.embed_text(text, start)[0, line + 2]
+    e, parts = model.embed(text)[0, 3 : line + 3], model.speller.weight.split(model.config.width)
+    code = sum(byte @ spell for byte, spell in zip(e, parts[-line:], strict=True))
+    by_hand = F.rms_norm(e[-1] + model.embed(start)[0, 0] + code, (model.config.width,))
     torch.testing.assert_close(looked, by_hand)
     assert (model.embed_text(text, read) != model.embed_text(text, start)).any(-1).all()
 
