@@ -84,32 +84,15 @@ def python_files() -> dict[str, bytes]:
 
 
 def user_files(path: Path) -> dict[str, bytes]:
-    """A file, or every file of a folder that is not hidden. What is a link or cannot be read is
-    left out, and named."""
+    """A file, or every file of a folder that is not hidden, by name."""
     if path.is_file():
         return {path.name: path.read_bytes()}
     if not path.is_dir():
         is_there = "is no file and no folder" if path.exists() else "is not there"
         raise UserError(f"{path} {is_there}, expected a file or a folder")
-    files, left_out = {}, []
-    walk = os.walk(path, onerror=lambda error: left_out.append(error.filename))
-    for folder, folders, names in walk:
-        for name in sorted(folders + names):
-            entry = Path(folder, name)
-            if name.startswith("."):
-                continue
-            try:
-                if entry.is_file() and not entry.is_symlink():
-                    files[entry.relative_to(path).as_posix()] = entry.read_bytes()
-                elif entry.is_symlink() or not entry.is_dir():
-                    left_out.append(str(entry))
-            except OSError:
-                left_out.append(str(entry))
-        folders[:] = [name for name in folders if not name.startswith(".")]
-    if left_out:
-        more = ", ..." * (len(left_out) > 3)
-        warn(f"left out, linked or unreadable: {len(left_out)} ({', '.join(left_out[:3])}{more})")
-    return files
+    names = (entry.relative_to(path) for entry in sorted(path.rglob("*")) if entry.is_file())
+    shown = (name for name in names if not any(part.startswith(".") for part in name.parts))
+    return {name.as_posix(): (path / name).read_bytes() for name in shown}
 
 
 def load_corpus(path: str | None, window: int) -> Corpus:
