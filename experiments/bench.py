@@ -294,8 +294,8 @@ def count(model: WithoutEncoder, history: str, length: int, encoder: int) -> dic
     device, and the cache between. encoder: FLOPs of encoding a chunk.
 
     Torch counts causal attention as if every query saw every key; "read" counts half of that.
-    Writing is the mean over a chunk. Its cost is affine in the entries held, so a chunk's first
-    byte, its last but one and its end are enough.
+    Writing is the mean over a chunk. Its cost is affine in the entries held (but for two bytes that
+    look back at fewer), so a chunk's first byte, its last but one and its end are enough.
     """
     n, sessions, steps = model.config.chunk, [], []
     text = torch.empty(1, length, dtype=torch.long, device="meta")

@@ -71,20 +71,21 @@ def test_flops_are_those_counted_by_hand():
     chunk = torch.empty(1, 1, n, dtype=int, device="meta")
     encoder = report.flops(lambda: model.compress(chunk))[0]
 
-    def decoder(tokens, entries):
-        return tokens * 2 * weights + 2 * C * 256 + tokens * entries * scores
+    def decoder(tokens, entries, text):  # of which so many look back, at four bytes
+        look_back = text * 2 * 4 * C * C
+        return tokens * 2 * weights + 2 * C * 256 + tokens * entries * scores + look_back
 
     full, sketch = (bench.count_deep(config, side, length, encoder) for side in ("full", "sketch"))
     T, S = length + 1, length // n * m + 1
-    assert full["torch"] == decoder(T, T) and full["encoder"] == 0
-    assert full["read"] == decoder(T, T) - T * T * scores / 2
+    assert full["torch"] == decoder(T, T, T) and full["encoder"] == 0
+    assert full["read"] == decoder(T, T, T) - T * T * scores / 2
     assert sketch["encoder"] == length // n * encoder > 0
-    assert sketch["torch"] == decoder(S, S) + sketch["encoder"]
-    assert sketch["read"] == decoder(S, S) - S * S * scores / 2 + sketch["encoder"]
-    end = decoder(m + 1, S + m) + encoder  # of a chunk: its sketch comes in place of its bytes
-    write = end + sum(decoder(1, S + 1 + k) for k in range(n - 1))
+    assert sketch["torch"] == decoder(S, S, 1) + sketch["encoder"]
+    assert sketch["read"] == decoder(S, S, 1) - S * S * scores / 2 + sketch["encoder"]
+    end = decoder(m + 1, S + m, 1) + encoder  # of a chunk: its sketch comes in place of its bytes
+    write = end + sum(decoder(1, S + 1 + k, 3) for k in range(n - 1))  # 2 to 4
     assert sketch["write"] == pytest.approx(write / n)
-    assert full["write"] == pytest.approx(sum(decoder(1, T + 1 + k) for k in range(n)) / n)
+    assert full["write"] == pytest.approx(sum(decoder(1, T + 1 + k, 4) for k in range(n)) / n)
     entry = 2 * config.layers * config.kv_heads * config.head_width * 4  # bytes
     assert (full["entries"], sketch["entries"]) == (T, S)
     assert full["cache"] == T * entry and sketch["cache"] == S * entry
@@ -96,7 +97,7 @@ def test_the_papers_sizes_are_counted_as_ever_beside_its_claims(monkeypatch, cap
     bench.main(["--paper"])
     once = capsys.readouterr().out
     assert "0.74 billion weights" in once and "FLOPs 74 % fewer" in once
-    counts = "5,534 | 1,646 | 622.8 | 70.25 | 76.32 | 1,829 | 1,556 | 4,097 | 1,025 | 896.2 | 224.2"
+    counts = "5,568 | 1,646 | 622.8 | 70.44 | 76.42 | 1,862 | 1,581 | 4,097 | 1,025 | 896.2 | 224.2"
     assert f"| 4,096 | {counts} | 74.98 |" in once
 
 
