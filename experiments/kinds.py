@@ -60,7 +60,7 @@ NEVER = {
     "keys with a hyphen": FACTS(key_lengths=(4, 8), joint=b"-"),
     "separator ` -> `": FACTS(separator=b" -> "),
     "separator ` is `": FACTS(separator=b" is "),
-    "end `|`": FACTS(end=b"|"),
+    "end of a bar": FACTS(end=b"|"),
     "end CR LF": FACTS(end=b"\r\n"),
 }
 
