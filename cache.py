@@ -184,13 +184,13 @@ class Session:
             return self._feed(self.model.embed_text(seen, self.opening)[:, -1:], position)
         self.opening = torch.full_like(self.opening, START)
         opening = self.model.embed_text(self.opening, self.opening)
+        mark = 0 if self.history == "none" else self.sketched * m
+        self.cache.truncate(mark)  # the chunk's text is gone
         self.sketched += 1
         if self.history == "none":
-            self.cache.truncate(0)
             return self._feed(opening, position)
         finished = self.text[:, self.count - n : self.count]
         memory = self.model.compress(finished[:, None])[:, 0]  # (B, m, C)
         positions = sketch_positions(position // n - 1, n, m)[0]
-        self.cache.truncate((self.sketched - 1) * m)  # back to the mark: the chunk's text is gone
         x = torch.cat([memory, opening], dim=1)
         return self._feed(x, torch.cat([positions, position]), m)

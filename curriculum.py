@@ -6,7 +6,7 @@ without it, in chunks as short as one patch and from questions about the past; r
 stay in the mix; and every step mixes the tasks of its stage in one gradient.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,7 +23,7 @@ from data import (
     reading_batch,
     spelling_batch,
 )
-from questions import EXAMPLES, question_batch, sample_of_similar_length
+from questions import EXAMPLES, question_batch, repeat_example, sample_of_similar_length
 from render import fills_page
 from vist2 import Config
 
@@ -84,6 +84,7 @@ class Stage:
 
 
 # fmt: off
+LATE = dict(reading=1/8, whole=1, recall=1/4, styled=1/2, repeat=1/8, context=8)
 CURRICULUM = (
     # 1: read sketches (OCR)
     Stage("spelling",     1000, spelling=1),
@@ -91,13 +92,13 @@ CURRICULUM = (
     # 2: optical language modelling, 3: instructions, interleaved with it
     Stage("mixed chunks", 1200, reading=1/4, copy=1/8, text=1/4, sixteenth=1/4, quarter=1/4,
           whole=1/4, recall=3/8, repeat=1/8, context=3),
-    Stage("whole chunks", 2300, reading=1/8, whole=1, recall=1/4, styled=1/2, repeat=1/8,
-          context=8),
-    Stage("long windows",  800, reading=1/8, whole=1, recall=1/4, styled=1/2, repeat=1/8,
-          context=8, windows=4),
+    Stage("whole chunks", 2300, **LATE),
+    Stage("long windows",  800, **LATE, windows=4),
 )
 # More instructions, for a finished model: --stage instruct
-INSTRUCT = (replace(CURRICULUM[3], name="instructions", steps=500),)
+INSTRUCT = (
+    Stage("instructions",  500, **LATE),
+)
 # What a run of each preset takes if nothing is said; lr is Muon's.
 DEFAULTS = {
     "tiny": dict(batch_bytes=2**11, lr=5e-3),
@@ -139,7 +140,7 @@ def scale_stages(table: tuple[Stage, ...], history: str, steps: int) -> list[Sta
     ]
 
 
-def fit_to_corpus(stages: list[Stage], config: Config, text: Text) -> list[Stage]:
+def fit_to_corpus(stages: Iterable[Stage], config: Config, text: Text) -> list[Stage]:
     """The stages, with windows and contexts as long as the longest file allows, and without
     questions for which chunks are too short or the text has no lines. Warns of those."""
     longest, n, none = int(text.lengths.max()), config.chunk, {}
@@ -151,7 +152,7 @@ def fit_to_corpus(stages: list[Stage], config: Config, text: Text) -> list[Stage
         context = max(1, min(stage.context, (longest // n - 1) // 4))
         if stage.repeat and "repeat" not in none:
             try:
-                EXAMPLES["repeat"](text, generator("check"), n, 4 * context)
+                repeat_example(text, generator("check"), n, 4 * context)
             except UserError as error:
                 none["repeat"] = 0
                 warn(f"no passages are asked for: {error}")

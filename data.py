@@ -192,10 +192,15 @@ def sample_noise(text: Text, rows: int, chunk: int, rng: Generator) -> Tensor:
     return noise
 
 
-def spelling_batch(text: Text, rows: int, chunk: int, rng: Generator) -> Batch:
-    """Single chunks (rows, 1, chunk): one half noise, the other text."""
+def sample_chunks(text: Text, rows: int, chunk: int, rng: Generator) -> Tensor:
+    """Sample (rows, chunk) bytes: one half noise, the other text."""
     noise = sample_noise(text, rows // 2, chunk, rng)
-    return language_batch(torch.cat([noise, text.sample(rows - rows // 2, chunk, rng)]), chunk)
+    return torch.cat([noise, text.sample(rows - rows // 2, chunk, rng)])
+
+
+def spelling_batch(text: Text, rows: int, chunk: int, rng: Generator) -> Batch:
+    """Single chunks of `sample_chunks`, (rows, 1, chunk)."""
+    return language_batch(sample_chunks(text, rows, chunk, rng), chunk)
 
 
 def pair_batch(first: Tensor, second: Tensor, opening: int) -> Batch:
@@ -206,19 +211,19 @@ def pair_batch(first: Tensor, second: Tensor, opening: int) -> Batch:
 
 
 def reading_batch(text: Text, rows: int, chunk: int, rng: Generator) -> Batch:
-    """Pairs (rows, 2, chunk) of a chunk of `spelling_batch` and READ with its copy. The copy has
+    """Pairs (rows, 2, chunk) of a chunk of `sample_chunks` and READ with its copy. The copy has
     faults: a share of its bytes, drawn for each row, is random. So the past of the copy cannot
     tell what comes next as well as the place in the sketch can. The target is the chunk itself
     (train.task_losses)."""
-    page = spelling_batch(text, rows, chunk, rng).text[:, 0]
-    faulty = torch.rand(page.shape, generator=rng) < torch.rand(rows, 1, generator=rng)
-    noise = torch.randint(BYTES, page.shape, generator=rng)
-    return pair_batch(page, torch.where(faulty, noise, page), READ)
+    chunks = sample_chunks(text, rows, chunk, rng)
+    faulty = torch.rand(chunks.shape, generator=rng) < torch.rand(rows, 1, generator=rng)
+    noise = torch.randint(BYTES, chunks.shape, generator=rng)
+    return pair_batch(chunks, torch.where(faulty, noise, chunks), READ)
 
 
 def copy_batch(text: Text, rows: int, chunk: int, rng: Generator) -> Batch:
-    """Pairs (rows, 2, chunk) of a chunk of `spelling_batch` and the same, begun at any of its
-    bytes and wound round, after START: its own past alone tells what comes next, as in recall."""
-    page = spelling_batch(text, rows, chunk, rng).text[:, 0]
+    """Pairs (rows, 2, chunk) of a chunk of `sample_chunks` and the same, begun at any of its bytes
+    and wound round, after START: its own past alone tells what comes next, as in recall."""
+    chunks = sample_chunks(text, rows, chunk, rng)
     turns = torch.randint(chunk, (rows, 1), generator=rng)
-    return pair_batch(page, page.gather(1, (torch.arange(chunk) + turns) % chunk), START)
+    return pair_batch(chunks, chunks.gather(1, (torch.arange(chunk) + turns) % chunk), START)

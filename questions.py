@@ -117,7 +117,7 @@ class Style:
 
     def key(self, rng: Generator, others: list[bytes]) -> bytes:
         if others and draw(rng, 4) < self.alike:
-            other = others[draw(rng, len(others))]
+            other = one_of(rng, *others)
             letters = bytes(other[i] for i in torch.randperm(len(other), generator=rng).tolist())
             return letters + draw_bytes(rng, self.key_letters, (0, 1))
         key = draw_bytes(rng, self.key_letters, self.key_lengths)
@@ -166,6 +166,31 @@ def draw_style(rng: Generator, chunk: int) -> Style:
     )
 
 
+def write_facts(
+    text: Text, rng: Generator, size: int, style: Style
+) -> tuple[bytes, dict[bytes, bytes], dict[bytes, int]]:
+    """(context, facts, places): up to `size` bytes; the value of each key, even of one that is
+    cut; where each fact begins that is whole and the last of its key."""
+    context, facts, places = bytearray(), {}, {}
+    for _ in range(4 * style.facts):  # there may be fewer keys than facts
+        known = list(facts)
+        again = known and draw(rng, 8) < style.twice
+        key = one_of(rng, *known) if again else style.key(rng, known)
+        if key in facts and not again:
+            continue
+        if style.gap:
+            context += sample_piece(text, style.gap, rng) + b"\n"
+        if len(context) >= size or len(facts) == style.facts:
+            break
+        facts[key], places[key] = style.value(rng), len(context)
+        context += key + style.separator + facts[key] + style.end
+        if len(context) > size:
+            del places[key]
+    if style.gap and len(context) < size:
+        context += sample_piece(text, size - len(context), rng)
+    return bytes(context[:size]), facts, places
+
+
 def recall_example(
     text: Text, rng: Generator, chunk: int, chunks: int, distance=0, style: Style | None = None
 ) -> Example:
@@ -176,28 +201,9 @@ def recall_example(
     for _ in range(TRIES):
         size = chunks * chunk + draw(rng, chunk)
         how = style or Style(gap=0 if distance or draw(rng, 4) else chunk // 2)
-        context = bytearray()
-        facts: dict[bytes, bytes] = {}  # all, even one that is cut
-        places: dict[bytes, int] = {}  # of the whole ones: they can be asked for
-        for _ in range(4 * how.facts):  # there may be fewer keys than facts
-            known = list(facts)
-            again = known and draw(rng, 8) < how.twice
-            key = one_of(rng, *known) if again else how.key(rng, known)
-            if key in facts and not again:
-                continue
-            if how.gap:
-                context += sample_piece(text, how.gap, rng) + b"\n"
-            if len(context) >= size or len(facts) == how.facts:
-                break
-            facts[key], places[key] = how.value(rng), len(context)
-            context += key + how.separator + facts[key] + how.end
-            if len(context) > size:
-                del places[key]
-        if how.gap and len(context) < size:
-            context += sample_piece(text, size - len(context), rng)
-        context = context[:size]
-        back = {key: len(context) // chunk - place // chunk for key, place in places.items()}
-        asked = [key for key in places if distance in (0, back[key])]
+        context, facts, places = write_facts(text, rng, size, how)
+        own = len(context) // chunk  # the question's own chunk
+        asked = [key for key, at in places.items() if distance in (0, own - at // chunk)]
         if not asked:
             continue
         order = torch.randperm(len(asked), generator=rng).tolist()
@@ -206,7 +212,7 @@ def recall_example(
             key = how.key(rng, list(facts))
             if key not in facts and not (how.gap and key + how.separator in context):
                 turns[draw(rng, len(turns))] = (key, NOT_THERE)
-        return Example(bytes(context), tuple(turns))
+        return Example(context, tuple(turns))
     raise UserError(f"no fact fits {chunks} chunks of {chunk} bytes at distance {distance}")
 
 

@@ -140,7 +140,8 @@ def rope_angles(positions: Tensor, width: int, base: float) -> tuple[Tensor, Ten
 def rope(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     """Turn pairs in the first quarter of the channels of (B, H, T, D) by their position's angle."""
     cos, sin = angles
-    a, b, still = x.split([cos.shape[-1], cos.shape[-1], x.shape[-1] - 2 * cos.shape[-1]], dim=-1)
+    turned, still = x.tensor_split([2 * cos.shape[-1]], dim=-1)
+    a, b = turned.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos, still], dim=-1).type_as(x)
 
 

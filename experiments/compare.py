@@ -11,6 +11,7 @@ that a comparison that was interrupted goes on where it stopped.
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import math
@@ -53,6 +54,8 @@ VERSION = 5  # raise it when a rival, its training or its score changes: old run
 
 # -------------------------------------------------------------------------------- one training
 
+fit_once = functools.lru_cache(maxsize=None)(fit_to_corpus)  # a run's key takes it many times
+
 
 @dataclass(frozen=True)
 class Run(Settings):
@@ -66,7 +69,7 @@ class Run(Settings):
 
     def stages(self, corpus: Corpus) -> list[Stage]:
         stages = scale_stages(CURRICULUM, self.history, self.steps)
-        stages = fit_to_corpus(stages, self.config, corpus.train)
+        stages = fit_once(tuple(stages), self.config, corpus.train)
         if RIVALS[self.rival].spells:
             return stages
         return [replace(s, reading=s.reading + s.spelling, spelling=0) for s in stages]

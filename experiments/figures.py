@@ -60,9 +60,9 @@ class Watched(Session):
     (entries,) tensor a layer, the mean over heads of what the softmax gives to each entry of the
     cache."""
 
-    def _feed(self, *inputs, **how):
+    def _feed(self, *inputs):
         self.seen: list[torch.Tensor] = []
-        self.logits = super()._feed(*inputs, **how)
+        self.logits = super()._feed(*inputs)
         return self.logits
 
     def attend(self, layer, mask, previous, newest, q, k, v):

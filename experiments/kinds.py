@@ -146,7 +146,7 @@ def sample_pages(corpus: Corpus, rows: int, n: int) -> Iterator[tuple[str, Tenso
     yield "spaces and tabs", blanks[torch.randint(2, (rows, n), generator=rng)]
     program = torch.frombuffer(bytearray(Path(sys.executable).read_bytes()), dtype=torch.uint8)
     starts = torch.randint(len(program) - n, (rows, 1), generator=rng)
-    yield "the Python program", program[starts + torch.arange(n)].long()
+    yield "machine code, the Python executable", program[starts + torch.arange(n)].long()
 
 
 def reading_rows(model: Vist2, corpus: Corpus, count: int) -> Iterator[dict]:
