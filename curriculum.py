@@ -45,7 +45,7 @@ class Stage:
     with all text visible (`text`), or with sketches as the only past and chunks of a sixteenth, a
     quarter or the whole of the config's chunk length, in windows of `windows` times the config's.
     `recall`, the same in drawn styles (`styled`), `repeat` (see questions.EXAMPLES) and the user's
-    `own` are questions about a context of up to `context` chunks, in one batch of four up to four
+    `own` are questions about a context of up to `context` chunks, in one batch of three up to four
     times as many. A step asks questions of one kind, drawn by the shares, with the weight of all.
     """
 
@@ -193,7 +193,7 @@ def sample_batches(
         if task == "own":
             examples = sample_of_similar_length(corpus.own_examples, share * size, rng)
         else:  # of about one length, where facts are not few
-            chunks = (1 + draw(rng, stage.context)) * (1 if draw(rng, 4) else 4)
+            chunks = (1 + draw(rng, stage.context)) * (1 if draw(rng, 3) else 4)
             rows = max(1, round(share * size / ((chunks + 2) * n)))
             examples = [EXAMPLES[task](text, rng, n, chunks) for _ in range(rows)]
         # Half of the batches in short chunks: there a chunk's edge cuts half of the questions,

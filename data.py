@@ -173,16 +173,17 @@ def language_batch(windows: Tensor, chunk: int) -> Batch:
 
 def sample_noise(text: Text, rows: int, chunk: int, rng: Generator) -> Tensor:
     """Sample (rows, chunk) bytes that nobody can guess. Half of the rows are uniform. The others
-    draw from an alphabet of 1 to 256 bytes, its size log-uniform, half of the alphabets from text;
+    draw from an alphabet of 1 to 256 bytes, its size log-uniform, each byte of it from text or any;
     a quarter of these rows has runs of equal bytes, a quarter a period."""
     noise = torch.randint(BYTES, (rows, chunk), generator=rng)
     for row in noise:
         if draw(rng, 2):
             continue
         count = round(BYTES ** torch.rand((), generator=rng).item())
-        source = text.bytes if draw(rng, 2) else torch.arange(BYTES)
-        alphabet = source[torch.randint(len(source), (count,), generator=rng)]
-        drawn = alphabet[torch.randint(count, (chunk,), generator=rng)].long()
+        alphabet = text.bytes[torch.randint(len(text.bytes), (count,), generator=rng)].long()
+        anything = torch.randint(BYTES, (count,), generator=rng)
+        alphabet = alphabet.where(torch.rand(count, generator=rng) < 0.5, anything)
+        drawn = alphabet[torch.randint(count, (chunk,), generator=rng)]
         length, shape = 1 + draw(rng, 16), draw(rng, 4)
         if shape == 0:
             drawn = drawn.repeat_interleave(length)

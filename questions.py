@@ -15,6 +15,7 @@ from torch import Generator
 
 from console import UserError, read_file
 from data import Batch, Text, draw, language_batch
+from vist2 import BYTES
 
 # ASCII's own enquiry, acknowledge and end of transmission say who speaks; each has its glyph.
 QUESTION, ANSWER, STOP = 0x05, 0x06, 0x04
@@ -23,6 +24,7 @@ NOT_THERE = b"not there"  # the response to a key without a fact
 MAX_TURNS = 40  # questions for values in a row
 MAX_FACTS = 400  # in a context: more than 32 chunks hold
 MAX_PASSAGES = 4  # to repeat in a row
+FILLER = bytes(range(BYTES))
 QUOTED = 16  # characters of the line from which to repeat
 TRIES = 1000  # to find what can be asked for
 
@@ -62,7 +64,8 @@ def question_prompt(context: bytes, question: bytes) -> bytes:
 
 
 def question_batch(examples: list[Example], chunk: int) -> Batch:
-    """One example a row; responses and the STOP after each count. Shorter rows end in zeros."""
+    """One example a row; responses and the STOP after each count. Shorter rows end in FILLER: a
+    page of one byte alone, such as zeros, would come to mean an answer's end."""
     rows, counted = [], []
     for example in examples:
         text, weights = example.context, [0] * len(example.context)
@@ -73,7 +76,7 @@ def question_batch(examples: list[Example], chunk: int) -> Batch:
         rows.append(text)
         counted.append(weights)
     length = max(2, *(-(-len(text) // chunk) for text in rows)) * chunk  # one sketch at least
-    padded = [list(text) + [0] * (length - len(text)) for text in rows]
+    padded = [list((text + FILLER * (length // BYTES + 1))[:length]) for text in rows]
     text, openings, _, _ = language_batch(torch.tensor(padded), chunk)
     weights = torch.tensor([w + [0] * (length - len(w)) for w in counted], dtype=torch.float32)
     longest = max(len(example.context) for example in examples)
@@ -96,6 +99,7 @@ LETTERS, DIGITS = string.ascii_lowercase.encode(), string.digits.encode()
 CAPITALS = string.ascii_uppercase.encode()
 HELD_BACK = b"@$%^|>"  # in no style: what a model makes of them shows what it has understood
 MARKS = bytes(c for c in string.punctuation.encode() if c not in HELD_BACK)
+WORDS = LETTERS.replace(b"s", b"")  # of separators; without an s, so that ` is ` is none of them
 
 
 @dataclass(frozen=True)
@@ -141,12 +145,14 @@ def draw_style(rng: Generator, chunk: int) -> Style:
     """Half of all punctuation is common, the other half drawn at random."""
     separator, end = one_of(rng, b"=", b": ", b" = ", b":", b" ", b"\t"), b"\n"
     if draw(rng, 2):
-        separator = one_of(rng, b"%s", b"%s ", b" %s ") % draw_bytes(rng, MARKS, (1, 2))
+        marks, word = draw_bytes(rng, MARKS, (1, 3)), draw_bytes(rng, WORDS, (1, 4))
+        separator = one_of(rng, b"%s" % marks, b"%s " % marks, b" %s " % marks, b" %s " % word)
     if draw(rng, 2):
         rest = bytes(c for c in MARKS if c not in separator)
         end = one_of(rng, b"%s", b"%s ", b"%s\n") % draw_bytes(rng, rest, (1, 1))
     used = separator + end
-    free = bytes(c for c in MARKS + LETTERS + DIGITS + CAPITALS if c not in used)
+    printed = one_of(rng, MARKS + LETTERS + DIGITS + CAPITALS, bytes(range(ord("!"), BYTES)))
+    free = bytes(c for c in printed if c not in used + HELD_BACK)
     letters = one_of(rng, LETTERS, CAPITALS, LETTERS + CAPITALS, LETTERS + DIGITS, DIGITS)
     values = (DIGITS, LETTERS, CAPITALS, LETTERS + DIGITS, LETTERS + CAPITALS)
     longest = 1 + draw(rng, 12)
@@ -161,9 +167,15 @@ def draw_style(rng: Generator, chunk: int) -> Style:
         facts=one_of(rng, MAX_FACTS, 1 + draw(rng, 4), 1 + draw(rng, 32)),
         gap=one_of(rng, 0, 0, chunk // 2, 16 * chunk),
         alike=one_of(rng, 0, 1),
-        twice=one_of(rng, 0, 0, 2),
+        twice=one_of(rng, 0, 1, 2),
         absent=one_of(rng, 0, 1, 1),
     )
+
+
+def draw_plain_style(rng: Generator, chunk: int) -> Style:
+    """Lines of `key=value`."""
+    gap = one_of(rng, 0, 0, 0, chunk // 2)
+    return Style(gap=gap, twice=one_of(rng, 0, 1), absent=one_of(rng, 0, 1))
 
 
 def write_facts(
@@ -200,7 +212,7 @@ def recall_example(
     UserError if no fact fits. Text may hold a fact by chance: one question in some thousands."""
     for _ in range(TRIES):
         size = chunks * chunk + draw(rng, chunk)
-        how = style or Style(gap=0 if distance or draw(rng, 4) else chunk // 2)
+        how = style or (Style() if distance else draw_plain_style(rng, chunk))
         context, facts, places = write_facts(text, rng, size, how)
         own = len(context) // chunk  # the question's own chunk
         asked = [key for key, at in places.items() if distance in (0, own - at // chunk)]

@@ -174,8 +174,9 @@ def test_noise_is_half_uniform_and_half_of_few_bytes_runs_or_periods():
     equal = (noise[:, 1:] == noise[:, :-1]).float().mean(1)
     period = torch.stack([(noise[:, p:] == noise[:, :-p]).all(1) for p in range(2, 17)]).any(0)
     assert ((equal > 0.7) & (counts > 2)).sum() > 40 and (period & (counts > 2)).sum() > 60
-    lines = (noise[:, :, None] == torch.tensor(list(set(b"".join(LINES))))).any(2).all(1)
-    assert 400 < lines.sum() < 800  # a quarter has bytes of the text alone, others by chance
+    of_text = (noise[:, :, None] == torch.tensor(list(set(b"".join(LINES))))).any(2)
+    shares = of_text[(4 < counts) & (counts < 17)].float().mean(1)
+    assert 0.5 < shares.mean() < 0.65 and shares.std() < 0.25  # text and other bytes in one row
 
 
 def test_reading_pairs_are_half_noise_and_score_the_copy_alone():

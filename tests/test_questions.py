@@ -26,19 +26,26 @@ def test_what_is_asked_for_stands_where_it_is_said_to_stand(task, distance):
 
 
 def test_questions_of_a_step_ask_at_all_distances_and_each_has_one_answer():
-    asked_at, mixed = {1: 0, 2: 0, 3: 0}, 0
+    asked_at, mixed, absent, twice = {1: 0, 2: 0, 3: 0}, 0, 0, 0
     for step in range(60):
         example = questions.recall_example(TEXT, generator(step), 64, 3)
         context = b"\n" + example.context
-        keys = [key for key, _ in example.turns]
+        keys = [key for key, value in example.turns if value != questions.NOT_THERE]
         assert len(set(keys)) == len(keys)
         for key, value in example.turns:
-            assert context.count(b"\n" + key + b"=") == 1
-            back = 3 - context.index(b"\n" + key + b"=" + value + b"\n") // 64
-            asked_at[back] = asked_at.get(back, 0) + 1
+            at = context.rfind(b"\n" + key + b"=")  # the last value of a key counts
+            if value == questions.NOT_THERE:
+                assert at == -1
+                absent += 1
+                continue
+            assert context[at:].startswith(b"\n" + key + b"=" + value + b"\n")
+            twice += context.count(b"\n" + key + b"=") > 1
+            asked_at[3 - at // 64] = asked_at.get(3 - at // 64, 0) + 1
         mixed += b"fox" in context
     assert min(asked_at[back] for back in (1, 2, 3)) > 0.7 * max(asked_at.values())
     assert 6 <= mixed <= 25  # one context of four has text between its facts
+    asked = sum(asked_at.values())
+    assert 0.02 < absent / asked < 0.15 and 0.02 < twice / asked < 0.15
 
 
 def test_a_context_of_32_chunks_is_full_of_facts():
@@ -63,11 +70,14 @@ def test_styles_draw_all_there_is_but_never_what_is_held_back():
     used = b"".join(style.separator + style.end + b"".join(style.values) for style in drawn)
     assert not set(used + b"".join(style.joint for style in drawn)) & set(questions.HELD_BACK)
     q = questions
-    assert set(q.MARKS + q.LETTERS + q.CAPITALS + q.DIGITS) <= set(used)
+    assert set(q.MARKS + q.LETTERS + q.CAPITALS + q.DIGITS + bytes(range(128, 256))) <= set(used)
+    words = {style.separator for style in drawn if style.separator.strip().isalpha()}
+    assert {len(word) for word in words} == {3, 4, 5, 6} and b" is " not in words
     for style in drawn:
         assert style.separator.strip() != style.end.strip() or not style.separator.strip()
         inside = set(style.key_letters + style.joint + b"".join(style.values))
-        assert not inside & set(style.separator + style.end)
+        word = questions.LETTERS if style.separator in words else b""  # has a blank on each side
+        assert not inside & set(style.separator + style.end) - set(word)
     for part in ("key_lengths", "value_lengths"):
         assert {getattr(style, part)[1] for style in drawn} == set(range(1, 13))
     assert {1, 2, 3, 4, 32, questions.MAX_FACTS} <= {style.facts for style in drawn}
@@ -143,8 +153,9 @@ def test_responses_and_their_stop_count_once_and_nothing_else():
     text, openings, weights, context = batch = questions.question_batch([short, long], 8)
     assert text.shape == weights.shape == (2, 4, 8) and (openings == START).all()
     rows = [bytes(row.flatten().tolist()) for row in text]
-    assert rows[0].rstrip(b"\0") == b"ab=1\n\x05ab\x061\x04\x05ab\x0622\x04"
-    assert rows[1].rstrip(b"\0") == b"x" * 20 + b"\x05q\x06yes\x04"
+    used = b"ab=1\n\x05ab\x061\x04\x05ab\x0622\x04"
+    assert rows[0] == used + questions.FILLER[: 32 - len(used)]
+    assert rows[1] == b"x" * 20 + b"\x05q\x06yes\x04" + questions.FILLER[:5]
     counted = [bytes(row[w == 1].tolist()) for row, w in zip(text, weights)]
     assert counted == [b"1\x0422\x04", b"yes\x04"]
     assert context == 20 and batch.skip == 1
