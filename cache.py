@@ -23,22 +23,6 @@ from vist2 import HISTORIES, START, Config, Vist2
 GROUP = 64  # chunks that are encoded at a time, which bounds what the encoder needs
 
 
-@torch.inference_mode()
-def generate_uncached(model: Vist2, prompt: bytes, max_new_bytes: int, history="sketch") -> bytes:
-    """Continue a prompt with the likeliest byte each time, by one whole forward for each: what a
-    session does, only faster."""
-    n, text = model.config.chunk, list(prompt)
-    for _ in range(max_new_bytes):
-        padded = text + [0] * (n - len(text) % n)  # nothing looks ahead
-        chunks = torch.tensor(padded, device=model.device).view(1, -1, n)
-        logits = model(chunks, history=history, prompt_chunks=len(prompt) // n)
-        text.append(logits.flatten(1, 2)[0, len(text)].argmax().item())
-    return bytes(text[len(prompt) :])
-
-
-# ------------------------------------------------------------------------------- the kv cache
-
-
 class KVCache:
     """Keys and values of all layers: one buffer, made once, of which `length` entries are held.
 
@@ -59,10 +43,6 @@ class KVCache:
         held = self.buffer[:, layer, :, :, :end]
         held[0, :, :, self.length :], held[1, :, :, self.length :] = k, v
         return held
-
-    def truncate(self, length: int) -> None:
-        """Forget all entries but the first `length`."""
-        self.length = length
 
 
 class Session:
@@ -142,7 +122,7 @@ class Session:
         (B, T), n, m = text.shape, self.model.config.chunk, self.model.config.sketch_tokens
         self.text[:, :T] = text
         self.count, self.sketched = T, sketched
-        self.cache.truncate(0)
+        self.cache.length = 0
         self.opening = torch.full((B, 1), opening, device=text.device)
         run = torch.cat([self.opening, text[:, sketched * n :]], dim=1)
         x = self.model.embed_text(run, self.opening)
@@ -184,8 +164,7 @@ class Session:
             return self._feed(self.model.embed_text(seen, self.opening)[:, -1:], position)
         self.opening = torch.full_like(self.opening, START)
         opening = self.model.embed_text(self.opening, self.opening)
-        mark = 0 if self.history == "none" else self.sketched * m
-        self.cache.truncate(mark)  # the chunk's text is gone
+        self.cache.length = 0 if self.history == "none" else self.sketched * m  # the mark
         self.sketched += 1
         if self.history == "none":
             return self._feed(opening, position)

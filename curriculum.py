@@ -105,7 +105,7 @@ DEFAULTS = {
     "small": dict(batch_bytes=2**15, lr=3e-3),
 }
 # fmt: on
-TABLES = {"language": CURRICULUM, "instruct": INSTRUCT}
+TABLES = {"curriculum": CURRICULUM, "instruct": INSTRUCT}
 INSTRUCT_RATE = 0.5  # learning rate, of what the curriculum takes
 MAX_STEPS = 10**6
 MAX_OWN_CHUNKS = 40  # of an example that a user gives

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cache import GROUP, Session
-from common import find_device, open_model
+from common import WEIGHTS, find_device, open_model
 from console import (
     ByteWriter,
     UserError,
@@ -156,7 +156,8 @@ def read_context(path: str, info: dict) -> bytes:
     learned to answer, and for a role's byte."""
     most = info["max_context"]
     if not most:
-        raise UserError(f"{info['path']} never learned to answer, expected a model that did")
+        expected = f"expected a model that did, such as --checkpoint {WEIGHTS}"
+        raise UserError(f"{info['path']} never learned to answer, {expected}")
     text = read_file(path)
     cut = max(0, len(text) - most)
     if cut:
@@ -178,12 +179,15 @@ def print_answers(model: Vist2, info: dict, args: argparse.Namespace) -> None:
             warn(f"cut at --max-new-bytes {args.max_new_bytes}, the answer had not ended")
 
 
-def fit_prompt(prompt: bytes, history_chunks: int | None, config: Config) -> tuple[bytes, int]:
+def fit_prompt(
+    prompt: bytes, history_chunks: int | None, config: Config, info: dict
+) -> tuple[bytes, int]:
     """The end of a prompt that a history has room for, and how many chunks that is."""
-    chunks = config.chunks if history_chunks is None else history_chunks
+    seen = max(config.chunks, info["max_context"] // config.chunk)  # windows are as long, too
+    chunks = seen if history_chunks is None else history_chunks
     check_range("--history-chunks", chunks, 2, 2**20)
-    if chunks > config.chunks:
-        warn(f"--history-chunks {chunks} is more than the {config.chunks} that training saw")
+    if chunks > seen:
+        warn(f"--history-chunks {chunks} is more than the {seen} that training saw")
     held = end_of_prompt(prompt, chunks * config.chunk, config.chunk)
     cut = len(prompt) - len(held)
     if cut:
@@ -192,9 +196,9 @@ def fit_prompt(prompt: bytes, history_chunks: int | None, config: Config) -> tup
     return held, chunks
 
 
-def print_continuation(model: Vist2, prompt: bytes, args: argparse.Namespace) -> None:
+def print_continuation(model: Vist2, prompt: bytes, info: dict, args: argparse.Namespace) -> None:
     """One continuation, byte by byte."""
-    prompt, chunks = fit_prompt(prompt, args.history_chunks, model.config)
+    prompt, chunks = fit_prompt(prompt, args.history_chunks, model.config, info)
     began = time.perf_counter()
     session = Session(model, 1, args.history, chunks * model.config.chunk)
     logits = session.prefill(as_row(prompt))
@@ -229,7 +233,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--context", metavar="FILE", help="what --ask is about, - for standard input")
     add("--checkpoint", help=f"default: {CHECKPOINT}, or the weights that come with the code")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (%(default)s)")
-    add("--max-new-bytes", type=int, default=512, help="to write (%(default)s)")
+    add("--max-new-bytes", type=int, help="to write; default: 512, for --ask 128")
     add("--temperature", type=float, help="0 takes the likeliest byte; default: 0.8, for --ask 0")
     add("--top-k", type=int, help="sample among the k likeliest bytes only")
     add("--seed", type=int, default=0, help="of what is drawn (%(default)s)")
@@ -240,6 +244,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.temperature is None:
         args.temperature = 0.8 if args.ask is None else 0.0
+    if args.max_new_bytes is None:
+        args.max_new_bytes = 512 if args.ask is None else 128
     return args
 
 
@@ -277,7 +283,7 @@ def run(args: argparse.Namespace) -> None:
         prompt = os.fsencode(args.prompt)
     elif args.prompt_file is not None or not sys.stdin.isatty():
         prompt = read_file(args.prompt_file or "-")
-    print_continuation(model, prompt, args)
+    print_continuation(model, prompt, info, args)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -113,7 +113,7 @@ class Settings:
     history: str = option("sketch", "of finished chunks", choices=TRAINED_HISTORIES)
     cell: tuple = option((16, 4), f"pixels of a byte: {KNOWN_CELLS}", type=parse_cell)
     chunk: int = option(64, "bytes in a chunk", type=int)
-    stage: str = option("language", "instruct goes on from a finished model", choices=TABLES)
+    stage: str = option("curriculum", "instruct goes on from a finished model", choices=TABLES)
     steps: int | None = option(None, "about so many in all; default: the stage's", type=int)
     batch_bytes: int | None = option(None, f"in a step; {by_preset('batch_bytes')}", type=int)
     lr: float | None = option(None, f"Muon's rate; {by_preset('lr')}", type=float)
@@ -258,18 +258,10 @@ def save_run(out: Path, model: Vist2, info: dict, record: dict, optimizers) -> N
 
 
 def open_log(path: Path, step: int):
-    """The log, open for lines after `step`; those that no checkpoint stands behind are dropped.
-    Raises UserError for a torn line before."""
-    kept: list[str] = []
-    if step and path.exists():
-        for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (KeyError, TypeError, ValueError):
-                if len(kept) < step:
-                    raise UserError(f"{path}, line {number} is torn: delete it to go on") from None
-    write_file(path, "".join(kept).encode())
+    """The log, a line a step, open for those after `step`; what no checkpoint stands behind is
+    dropped."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    write_file(path, b"".join(lines[:step]))
     return path.open("a")
 
 
@@ -303,7 +295,7 @@ def read_start(settings: Settings, record: dict) -> tuple[dict | None, Path]:
         return content, path
     if path.exists():
         raise UserError(f"{path} is there: --resume goes on with it, --out takes another folder")
-    if settings.stage == "language":
+    if settings.stage == "curriculum":
         return None, path
     path = Path(settings.start)
     content = read_checkpoint(path)

@@ -34,10 +34,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cache import Session
 from common import load_checkpoint, open_model
-from console import UserError, check_range, check_writable, command_line, one_line, read_file
+from console import UserError, check_range, command_line, one_line, read_file
 from data import load_corpus
 from evaluate import bits_by_position, bits_of, held_out_windows
 from experiments.bench import SIDES
+from experiments.report import check_writable
 from experiments.rivals import REFERENCES
 from generate import CHECKPOINT, as_row, fit_prompt, read_context, write
 from mask import Layout, make_layout, may_attend
@@ -186,7 +187,7 @@ def trace(args: argparse.Namespace) -> None:
         raise UserError(f"{trained}, expected 'sketch'")
     n = model.config.chunk
     if args.ask is None:
-        prompt, chunks = fit_prompt(read_file(args.file), None, model.config)
+        prompt, chunks = fit_prompt(read_file(args.file), model.config.chunks, model.config, info)
         seen = list(moments(model, prompt, args.bytes, chunks * n))
     else:
         context = read_context(args.file, info)
@@ -373,7 +374,7 @@ def reading(args: argparse.Namespace) -> None:
         axis.axvline(step, color="0.5", linestyle=":")
         axis.text(step, 0.02, f" {name}", rotation=90, color="0.3", va="bottom")
     axis.set(xlabel="steps", ylabel="share of bytes read right; of questions answered")
-    axis.legend(loc="center left", bbox_to_anchor=(0.14, 0.62))
+    axis.legend(loc="lower right")
     figure.savefig(args.out, dpi=100)
 
 
