@@ -120,7 +120,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-@torch.compiler.assume_constant_result
 @torch.inference_mode(False)  # an evaluation may make what training uses
 def plan_forward(N: int, n: int, m: int, S: int, skip: int, rule: Callable, device) -> Plan:
     """How N chunks are read of which S are sketched, under a rule such as `may_attend`.

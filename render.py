@@ -43,7 +43,6 @@ def check_cell(cell: tuple[int, int]) -> None:
 
 
 @functools.lru_cache
-@torch.compiler.assume_constant_result  # torch.compile need not look into Pillow
 def glyphs(cell: tuple[int, int]) -> torch.Tensor:
     """All 256 bitmaps: (256, h, w) float32 in [0, 1], 1 is ink. Do not write to the result.
 

@@ -40,7 +40,7 @@ from evaluate import evaluate_briefly, report
 from optim import ADAMW_RATE, make_optimizers
 from questions import read_examples
 from render import KNOWN_CELLS, cell_name, parse_cell
-from vist2 import Config, Vist2, loss
+from vist2 import Block, Config, Vist2, loss
 
 TRAINED_HISTORIES = ("sketch", "full", "none")  # "prompt" is for writing
 SPELLING = 0.5  # wherever sketches are made, so many times the loss of spelling them is added
@@ -68,17 +68,14 @@ def task_losses(model, task, history, text, openings, weights, skip: int) -> dic
     return measured
 
 
-def backward(measure, model: Vist2, batches, settings: "Settings") -> dict[str, float]:
-    """Add the gradients of all tasks of one step, which `measure` (task_losses) measures.
-
-    Returns the losses in bits per byte and the accuracy of reading; spelling as measured on the
-    last of the batches that are half noise.
-    """
+def backward(model: Vist2, batches, settings: "Settings") -> dict[str, float]:
+    """Add the gradients of all tasks of one step. Returns the losses in bits per byte and the
+    accuracy of reading; spelling as measured on the last of the batches that are half noise."""
     log = {}
     for task, share, batch in batches:
         tensors = [part.to(model.device) for part in batch[:3]]
         with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.bf16):
-            measured = measure(model, task, settings.history, *tensors, batch.skip)
+            measured = task_losses(model, task, settings.history, *tensors, batch.skip)
         scale = {"spelling": SPELLING, task: 1.0}  # the task of spelling counts in full
         total = sum(scale[name] * nats for name, nats in measured.items() if name in scale)
         (share * total).backward()
@@ -119,7 +116,7 @@ class Settings:
     lr: float | None = option(None, f"Muon's rate; {by_preset('lr')}", type=float)
     seed: int = option(0, "of weights and batches", type=int)
     bf16: bool | None = option(None, "autocast to bfloat16; default: on CUDA", action=BOOL)
-    compile: bool = option(False, "torch.compile, for the curriculum", action=BOOL)
+    compile: bool = option(False, "parts of blocks; takes a C++ compiler", action=BOOL)
     data: str | None = option(None, "file or folder; default: Python's standard library")
     instruct: str | None = option(None, "JSONL: context, prompt and response of own examples")
     start: str | None = option(None, "what instruct begins from; default: runs/HISTORY/model.pt")
@@ -195,10 +192,10 @@ def train(
         info = resumed["info"]
         for optimizer, state in zip(optimizers, resumed["optimizers"], strict=True):
             optimizer.load_state_dict(state)
-    measure = task_losses
-    if settings.compile:
-        torch._dynamo.config.recompile_limit = 32  # a graph for each shape of the curriculum
-        measure = torch.compile(task_losses)
+    for block in filter(lambda module: isinstance(module, Block), model.modules()):
+        if settings.compile:  # all of a block but attention, of which each plan is a graph
+            block.feed_forward = torch.compile(block.feed_forward, dynamic=True)
+            block.attention.project = torch.compile(block.attention.project, dynamic=True)
     saved, shown = info["step"], {}
     with (
         lock_folder(out),
@@ -213,7 +210,7 @@ def train(
             batches = list(
                 sample_batches(stage, model.config, corpus, settings, step, language_steps[step])
             )
-            losses = backward(measure, model, batches, settings)
+            losses = backward(model, batches, settings)
             grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
             check_finite(losses | {"grad_norm": grad_norm}, step, saved)
             for optimizer in optimizers:

@@ -157,20 +157,24 @@ class Attention(nn.Module):
         self.out = nn.Linear(heads * head_width, width, bias=False)
         self.query_gain = nn.Parameter(torch.empty(heads, 1, head_width))
 
-    def forward(self, x, angles, attend):
-        """x (B, T, C) -> (B, T, C).
-
-        attend: q (B, H, T, D), k and v (B, KV, T, D) -> (B, H, T, D); an argument, since who sees
-        whom differs. In the ViT it is `F.scaled_dot_product_attention` as it is, in training that
-        under the interleave mask, while writing over a kv cache.
-        """
+    def project(self, x, angles):
+        """x (B, T, C) -> q (B, H, T, D), k and v (B, KV, T, D)."""
         q, k, v = (
             rearrange(project(x), "B T (H D) -> B H T D", D=self.head_width)
             for project in (self.query, self.key, self.value)
         )
         q = rope(norm(q) * self.query_gain, angles).type_as(v)
-        k = rope(norm(k), angles).type_as(v)
-        return self.out(rearrange(attend(q, k, v), "B H T D -> B T (H D)"))
+        return q, rope(norm(k), angles).type_as(v), v
+
+    def forward(self, x, angles, attend):
+        """x (B, T, C) -> (B, T, C).
+
+        attend: q, k and v -> (B, H, T, D); an argument, since who sees whom differs. In the ViT it
+        is `F.scaled_dot_product_attention` as it is, in training that under the interleave mask,
+        while writing over a kv cache.
+        """
+        attended = attend(*self.project(x, angles))
+        return self.out(rearrange(attended, "B H T D -> B T (H D)"))
 
 
 class Block(nn.Module):
@@ -182,10 +186,12 @@ class Block(nn.Module):
         self.up = nn.Linear(width, mlp, bias=False)
         self.down = nn.Linear(mlp, width, bias=False)
 
-    def forward(self, x, angles, attend):
-        x = x + self.attention(norm(x), angles, attend)
+    def feed_forward(self, x):
         hidden = F.relu(self.up(norm(x)))
         return x + self.down(hidden * hidden)  # .square() makes three more tensors going back
+
+    def forward(self, x, angles, attend):
+        return self.feed_forward(x + self.attention(norm(x), angles, attend))
 
 
 class Transformer(nn.Module):

@@ -65,9 +65,9 @@ def before_each_step(patch, act):
     """Have act(step, batches by task) called before each step from now on, counted from 1."""
     backward, steps = train.backward, itertools.count(1)
 
-    def watched(measure, model, batches, settings):
+    def watched(model, batches, settings):
         act(next(steps), {task: batch for task, _, batch in batches})
-        return backward(measure, model, batches, settings)
+        return backward(model, batches, settings)
 
     patch.setattr(train, "backward", watched)
 
@@ -179,8 +179,8 @@ def test_a_second_run_in_one_folder_is_refused(start, whole, tmp_path, monkeypat
 def test_what_is_not_finite_leaves_the_last_good_checkpoint(start, tmp_path, monkeypatch):
     backward, path = train.backward, tmp_path / "run" / "model.pt"
 
-    def broken(measure, model, *arguments):
-        losses = backward(measure, model, *arguments)
+    def broken(model, *arguments):
+        losses = backward(model, *arguments)
         if len(log_of(path.parent)) == good:
             model.speller.weight.grad[0, 0] = math.inf
         return losses
@@ -278,7 +278,7 @@ def draw(folder) -> list:
 
 def test_a_steps_gradient_is_the_weighted_sum_of_all_losses(whole):
     model, batches = make_model(), draw(whole)
-    log = train.backward(train.task_losses, model, batches, SETTINGS)
+    log = train.backward(model, batches, SETTINGS)
     found = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
     total, spelled = 0, {}
@@ -329,7 +329,7 @@ def test_one_batch_of_each_task_is_overfitted_and_what_was_asked_is_answered(who
     model, batches = Vist2(SETTINGS.config), [*draw(whole), ("own", 1.0, batch)]
     optimizers = train.make_optimizers(model, 0.02)
     for _ in range(32):
-        reached = train.backward(train.task_losses, model, batches, SETTINGS)
+        reached = train.backward(model, batches, SETTINGS)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -343,7 +343,7 @@ def test_every_option_reaches_the_run(start, monkeypatch):
     """Compiled by tracing only, not to machine code, which would take a C++ compiler."""
     traced, compile = [], torch.compile
     count = lambda graph, inputs: traced.append(1) or graph.forward
-    monkeypatch.setattr(torch, "compile", lambda work: compile(work, backend=count))
+    monkeypatch.setattr(torch, "compile", partial(compile, backend=count))
     monkeypatch.setitem(PRESETS, "mini", PRESETS["mini"] | {"layers": 1})  # tracing takes seconds
     monkeypatch.setitem(TABLES, "curriculum", (Stage("whole", 1, whole=1),))
     plain = log_of(start("plain", "--steps", "2"))
