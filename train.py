@@ -86,6 +86,14 @@ def backward(model: Vist2, batches, settings: "Settings") -> dict[str, float]:
     return {name: value.item() / nats.get(name, math.log(2)) for name, value in log.items()}
 
 
+def compile_blocks(model: Vist2) -> None:
+    """Compile all of each block but attention, where every plan would be a graph of its own."""
+    for block in model.modules():
+        if isinstance(block, Block):
+            block.feed_forward = torch.compile(block.feed_forward, dynamic=True)
+            block.attention.project = torch.compile(block.attention.project, dynamic=True)
+
+
 # -------------------------------------------------------------------------------- a whole run
 
 
@@ -192,10 +200,8 @@ def train(
         info = resumed["info"]
         for optimizer, state in zip(optimizers, resumed["optimizers"], strict=True):
             optimizer.load_state_dict(state)
-    for block in filter(lambda module: isinstance(module, Block), model.modules()):
-        if settings.compile:  # all of a block but attention, of which each plan is a graph
-            block.feed_forward = torch.compile(block.feed_forward, dynamic=True)
-            block.attention.project = torch.compile(block.attention.project, dynamic=True)
+    if settings.compile:
+        compile_blocks(model)
     saved, shown = info["step"], {}
     with (
         lock_folder(out),

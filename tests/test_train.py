@@ -5,6 +5,7 @@ import math
 import os
 import signal
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 
 import pytest
 import torch
