@@ -11,7 +11,7 @@ import torch
 from console import UserError, out_of_memory, warn
 from vist2 import Config, Vist2
 
-FORMAT = "vist2 checkpoint 5"
+FORMAT = "vist2 checkpoint 6"
 INFO = {"step": int, "steps": int, "history": str, "max_context": int}  # what every info holds
 WEIGHTS = Path(__file__).parent / "weights/tiny.pt"  # come with the code
 

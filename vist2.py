@@ -130,9 +130,10 @@ def norm(x: Tensor) -> Tensor:
 
 
 def rope_angles(positions: Tensor, width: int, base: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of RoPE (Su et al. 2021) for the fastest quarter of its pairs, the only ones
-    that turn: (T,) positions -> two of (T, width / 8), float32."""
-    frequencies = base ** (-torch.arange(0, width // 4, 2, device=positions.device) / width)
+    """cos and sin of RoPE (Su et al. 2021) for the quarter of the channels that turns, from one
+    radian a byte down to nearly 1 / base: (T,) positions -> two of (T, width / 8), float32."""
+    turned = width // 4
+    frequencies = base ** (-torch.arange(0, turned, 2, device=positions.device) / turned)
     angles = positions[:, None] * frequencies
     return angles.cos(), angles.sin()
 

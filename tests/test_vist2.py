@@ -151,7 +151,7 @@ def test_full_equals_a_plain_causal_gpt_of_the_same_weights(model):
     ids = torch.cat([torch.full((2, 1), START), text.flatten(1)[:, :-1]], 1)
     rms = lambda x: x / (x.square().mean(-1, keepdim=True) + torch.finfo(torch.float32).eps).sqrt()
     T, D = ids.shape[1], c.head_width
-    angle = torch.outer(torch.arange(T), c.rope_base ** (-torch.arange(0, D // 4, 2) / D))
+    angle = torch.outer(torch.arange(T), c.rope_base ** (-torch.arange(0, D // 4, 2) / (D // 4)))
     turn = torch.polar(torch.ones_like(angle), angle)
 
     def rotate(x):  # pairs of channels of the first quarter as complex numbers
