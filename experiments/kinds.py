@@ -99,9 +99,9 @@ def needle_question(text: Text, rng: Generator, length: int) -> Example:
             return Example(hay[:place] + fact + hay[place:], ((key, value),))
 
 
-def denied_question(text: Text, rng: Generator, chunk: int) -> Example:
+def denied_question(text: Text, rng: Generator, style: Style, chunk: int, chunks=7) -> Example:
     """A question for a key that is there, with the response that it is not: a fault."""
-    example = one_question(text, rng, FACTS(), chunk)
+    example = recall_example(text, rng, chunk, chunks, style=style)
     return Example(example.context, ((example.turns[0][0], NOT_THERE),))
 
 
@@ -125,7 +125,9 @@ def recall_rows(model: Vist2, corpus: Corpus, count: int) -> Iterator[dict]:
         yield row(f"one fact in {length} bytes of text", "yes", needle_question, length)
     yield row("a key that stands twice: the last value", "yes", twice_question, n)
     yield row(f"a key that is not there: {NOT_THERE.decode()!r}", "yes", absent_question, n)
-    yield row(f"a fault, a key that is there: {NOT_THERE.decode()!r}", "yes", denied_question, n)
+    fault = f"a fault, a key that is there: {NOT_THERE.decode()!r}"
+    yield row(fault, "yes", denied_question, FACTS(), n)
+    yield row(f"{fault}, in 32 chunks of facts", "yes", denied_question, Style(), n, 32)
 
 
 # ----------------------------------------------------------------------------------- reading

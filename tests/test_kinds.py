@@ -45,7 +45,7 @@ def test_the_last_of_two_values_counts_and_what_is_absent_or_a_needle_is_so():
         [(key, value)] = needle.turns
         assert needle.context.count(key + b"=") == 1
         assert b"\n" + key + b"=" + value + b"\n" in needle.context
-        denied = kinds.denied_question(TEXT, generator("denied", step), 64)
+        denied = kinds.denied_question(TEXT, generator("denied", step), kinds.FACTS(), 64)
         assert b"\n" + denied.turns[0][0] + b"=" in b"\n" + denied.context
 
 
