@@ -374,7 +374,7 @@ def reading(args: argparse.Namespace) -> None:
         axis.axvline(step, color="0.5", linestyle=":")
         axis.text(step, 0.02, f" {name}", rotation=90, color="0.3", va="bottom")
     axis.set(xlabel="steps", ylabel="share of bytes read right; of questions answered")
-    axis.legend(loc="lower right")
+    axis.legend(loc="lower left", bbox_to_anchor=(0.49, 0.02))
     figure.savefig(args.out, dpi=100)
 
 

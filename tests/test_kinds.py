@@ -67,7 +67,7 @@ def test_all_tables_are_printed_and_written_as_json(tmp_path, small_file, monkey
     path = tmp_path / "kinds.json"
     kinds.main([str(tmp_path / "model.pt"), "--count", "2", "--json", str(path)])
     said, content = capsys.readouterr().out, json.loads(path.read_text())
-    assert len(content["recall"]) == len(kinds.TRAINED | kinds.NEVER) + 2 + 6
+    assert len(content["recall"]) == len(kinds.TRAINED | kinds.NEVER) + 2 + 7
     for name in ("recall", "reading", "language"):
         assert f"| {' | '.join(content[name][0])} |" in said
     assert [row["chunks of past, up to"] for row in content["language"]] == [3, 15]
