@@ -183,7 +183,7 @@ def fit_prompt(
     prompt: bytes, history_chunks: int | None, config: Config, info: dict
 ) -> tuple[bytes, int]:
     """The end of a prompt that a history has room for, and how many chunks that is."""
-    seen = max(config.chunks, info["max_context"] // config.chunk)  # windows are as long, too
+    seen = max(config.chunks, info["max_context"] // config.chunk)  # in windows and questions
     chunks = seen if history_chunks is None else history_chunks
     check_range("--history-chunks", chunks, 2, 2**20)
     if chunks > seen:

@@ -173,7 +173,8 @@ def draw_style(rng: Generator, chunk: int) -> Style:
 
 
 def draw_plain_style(rng: Generator, chunk: int) -> Style:
-    """Lines of `key=value`."""
+    """Lines of `key=value`, in a quarter of the contexts with text between them, in half with keys
+    that stand twice, in half with questions for keys that are not there."""
     gap = one_of(rng, 0, 0, 0, chunk // 2)
     return Style(gap=gap, twice=one_of(rng, 0, 1), absent=one_of(rng, 0, 1))
 
@@ -207,9 +208,9 @@ def recall_example(
     text: Text, rng: Generator, chunk: int, chunks: int, distance=0, style: Style | None = None
 ) -> Example:
     """Facts in a context of up to `chunks` chunks and an open one, and up to MAX_TURNS questions
-    for values; of four plain contexts one has text between the facts. Or, given a distance, one
-    question for a value whose fact begins so many chunks before the question's own. Raises
-    UserError if no fact fits. Text may hold a fact by chance: one question in some thousands."""
+    for values, in a plain style if none is given. Or, given a distance, one question for a value
+    whose fact begins so many chunks before the question's own. Raises UserError if no fact fits.
+    Text may hold a fact by chance: one question in some thousands."""
     for _ in range(TRIES):
         size = chunks * chunk + draw(rng, chunk)
         how = style or (Style() if distance else draw_plain_style(rng, chunk))

@@ -131,7 +131,7 @@ def norm(x: Tensor) -> Tensor:
 
 def rope_angles(positions: Tensor, width: int, base: float) -> tuple[Tensor, Tensor]:
     """cos and sin of RoPE (Su et al. 2021) for the quarter of the channels that turns, from one
-    radian a byte down to nearly 1 / base: (T,) positions -> two of (T, width / 8), float32."""
+    radian a position down to nearly 1 / base: (T,) positions -> two of (T, width / 8), float32."""
     turned = width // 4
     frequencies = base ** (-torch.arange(0, turned, 2, device=positions.device) / turned)
     angles = positions[:, None] * frequencies
