@@ -12,7 +12,9 @@ from console import UserError, out_of_memory, warn
 from vist2 import Config, Vist2
 
 FORMAT = "vist2 checkpoint 6"
-INFO = {"step": int, "steps": int, "history": str, "max_context": int}  # what every info holds
+# What every info holds; max_window and max_context are the most bytes of text that training saw at
+# a time, and of what it was asked about.
+INFO = {"step": int, "steps": int, "history": str, "max_window": int, "max_context": int}
 WEIGHTS = Path(__file__).parent / "weights/tiny.pt"  # come with the code
 
 

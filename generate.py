@@ -88,8 +88,9 @@ def generate(
 ) -> bytes:
     """Continue a prompt of any bytes, or none, until `stop` (left out) or so many new bytes.
 
-    history_chunks: how far back the model sees, by default as many chunks as a training window
-    holds; of a longer prompt the end is read. Raises UserError for settings that make no sense.
+    history_chunks: how far back the model sees, by default as many chunks as the shortest training
+    window holds (the command line takes the longest); of a longer prompt the end is read. Raises
+    UserError for settings that make no sense.
     """
     chunks = model.config.chunks if history_chunks is None else history_chunks
     session = Session(model, 1, history, chunks * model.config.chunk)
@@ -183,7 +184,7 @@ def fit_prompt(
     prompt: bytes, history_chunks: int | None, config: Config, info: dict
 ) -> tuple[bytes, int]:
     """The end of a prompt that a history has room for, and how many chunks that is."""
-    seen = max(config.chunks, info["max_context"] // config.chunk)  # in windows and questions
+    seen = max(2, info["max_window"] // config.chunk)
     chunks = seen if history_chunks is None else history_chunks
     check_range("--history-chunks", chunks, 2, 2**20)
     if chunks > seen:

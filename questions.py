@@ -24,7 +24,7 @@ NOT_THERE = b"not there"  # the response to a key without a fact
 MAX_TURNS = 40  # questions for values in a row
 MAX_FACTS = 400  # in a context: more than 32 chunks hold
 MAX_PASSAGES = 4  # to repeat in a row
-FILLER = bytes(range(BYTES))
+FILLER = bytes(range(BYTES))  # not zeros: pages of them might come to mean an answer's end
 QUOTED = 16  # characters of the line from which to repeat
 TRIES = 1000  # to find what can be asked for
 
@@ -64,8 +64,7 @@ def question_prompt(context: bytes, question: bytes) -> bytes:
 
 
 def question_batch(examples: list[Example], chunk: int) -> Batch:
-    """One example a row; responses and the STOP after each count. Shorter rows end in FILLER: a
-    page of one byte alone, such as zeros, would come to mean an answer's end."""
+    """One example a row; responses and the STOP after each count. Shorter rows end in FILLER."""
     rows, counted = [], []
     for example in examples:
         text, weights = example.context, [0] * len(example.context)
@@ -173,8 +172,8 @@ def draw_style(rng: Generator, chunk: int) -> Style:
 
 
 def draw_plain_style(rng: Generator, chunk: int) -> Style:
-    """Lines of `key=value`, in a quarter of the contexts with text between them, in half with keys
-    that stand twice, in half with questions for keys that are not there."""
+    """Lines of `key=value`, in a quarter of the contexts with text between them, in up to half with
+    keys that stand twice, in up to half with questions for keys that are not there."""
     gap = one_of(rng, 0, 0, 0, chunk // 2)
     return Style(gap=gap, twice=one_of(rng, 0, 1), absent=one_of(rng, 0, 1))
 

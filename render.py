@@ -149,7 +149,8 @@ def main(argv: list[str] | None = None) -> None:
         try:
             contact_sheet(text, args.cell, args.chunk).save(args.out)
         except (OSError, ValueError) as error:  # the latter for an ending that Pillow does not know
-            raise UserError(f"cannot write {args.out}: {error}") from None
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"cannot write {args.out}: {reason}") from None
         print(one_line(f"{args.out}: the first {len(text):,} bytes of {args.file}"))
 
 

@@ -8,6 +8,7 @@
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import math
@@ -88,6 +89,7 @@ def backward(model: Vist2, batches, settings: "Settings") -> dict[str, float]:
 
 def compile_blocks(model: Vist2) -> None:
     """Compile all of each block but attention, where every plan would be a graph of its own."""
+    torch._dynamo.config.recompile_limit = 32  # encoder, decoder, training or not, one row or more
     for block in model.modules():
         if isinstance(block, Block):
             block.feed_forward = torch.compile(block.feed_forward, dynamic=True)
@@ -124,7 +126,7 @@ class Settings:
     lr: float | None = option(None, f"Muon's rate; {by_preset('lr')}", type=float)
     seed: int = option(0, "of weights and batches", type=int)
     bf16: bool | None = option(None, "autocast to bfloat16; default: on CUDA", action=BOOL)
-    compile: bool = option(False, "parts of blocks; takes a C++ compiler", action=BOOL)
+    compile: bool = option(False, "all of a block but attention", action=BOOL)
     data: str | None = option(None, "file or folder; default: Python's standard library")
     instruct: str | None = option(None, "JSONL: context, prompt and response of own examples")
     start: str | None = option(None, "what instruct begins from; default: runs/HISTORY/model.pt")
@@ -181,20 +183,21 @@ def train(
     stages: list[Stage],
     out: Path,
     resumed: dict | None = None,
-    max_context: int = 0,
+    before: dict | None = None,
 ) -> dict:
     """Run the stages, or what is left of them, and return the info of the last checkpoint. After a
     Ctrl-C or the like that has all steps so far; a second Ctrl-C raises KeyboardInterrupt, and what
     came after the last checkpoint is lost.
 
-    resumed: the checkpoint to go on with. max_context: bytes of the longest context that the model
-    was asked about before. Writes out/model.pt and out/log.jsonl. Raises UserError for a loss that
-    is not finite, the last good checkpoint as it was.
+    resumed: the checkpoint to go on with. before: the info of the model that a new run begins with,
+    if any. Writes out/model.pt and out/log.jsonl. Raises UserError for a loss that is not finite,
+    the last good checkpoint as it was.
     """
     plan = [stage for stage in stages for _ in range(stage.steps)]
     language_steps = list(accumulate((bool(stage.language) for stage in plan), initial=0))
     optimizers, record = make_optimizers(model, settings.lr), settings.record(corpus, stages)
-    info = {"step": 0, "steps": len(plan), "history": settings.history, "max_context": max_context}
+    info = dict.fromkeys(("max_window", "max_context"), 0) | (before or {})  # bytes
+    info |= {"step": 0, "steps": len(plan), "history": settings.history}
     info |= {"seed": settings.seed, "corpus": corpus.name, "digest": corpus.digest}
     if resumed:
         info = resumed["info"]
@@ -226,6 +229,8 @@ def train(
             info["step"] = step + 1
             contexts = [batch.longest_context for _, _, batch in batches]
             info["max_context"] = max(info["max_context"], *contexts)
+            window = stage.windows * corpus.train.window if stage.language else 0
+            info["max_window"] = max(info["max_window"], window)
             line = {"step": step + 1, "stage": stage.name, "grad_norm": grad_norm} | losses
             line = {k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}
             if save_now := info["step"] % SAVE_EVERY == 0:
@@ -261,10 +266,14 @@ def save_run(out: Path, model: Vist2, info: dict, record: dict, optimizers) -> N
 
 
 def open_log(path: Path, step: int):
-    """The log, a line a step, open for those after `step`; what no checkpoint stands behind is
-    dropped."""
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    write_file(path, b"".join(lines[:step]))
+    """The log, open for lines after `step`; those that no checkpoint stands behind are dropped,
+    and those that a power cut has torn."""
+    kept = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line + b"\n")
+    write_file(path, b"".join(kept))
     return path.open("a")
 
 
@@ -332,9 +341,8 @@ def run(settings: Settings) -> None:
         f"train on, {len(corpus.held_out.bytes):,} held out"
     )
     began = time.perf_counter()
-    max_context = start["info"]["max_context"] if start else 0
-    resumed = start if settings.resume else None
-    info = train(model, corpus, settings, stages, out, resumed, max_context)
+    resumed, before = (start, None) if settings.resume else (None, start and start["info"])
+    info = train(model, corpus, settings, stages, out, resumed, before)
     if info["step"] < info["steps"]:
         again = ": the same command with --resume goes on" if info["step"] else ""
         warn(f"stopped at step {info['step']:,} of {info['steps']:,}{again}")

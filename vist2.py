@@ -24,7 +24,7 @@ Notable, and where it comes from:
     sketches see sketches only     this project: what is kept of a chunk is what its pixels show
     grouped-query attention        Qwen3, and so is QK-norm, RMSNorm on queries and keys
     a learned gain on the query    this project: QK-norm alone caps how sharp attention can get
-    p-RoPE, a quarter turned       Barbero et al. 2024: content is compared at any distance alike
+    a quarter turns under RoPE     GPT-NeoX, Black et al. 2022: content is compared at any distance
     key offset                     modded-nanogpt: half of a key is the token before's, so that
                                    what matches it returns what follows (mask.py)
     one code for text and sketch   this project: `embed_text`; recall needs it, and key offset
@@ -86,7 +86,7 @@ class Config:
             if field.name != "cell" and not known:
                 raise UserError(f"{field.name} is {value!r}, expected a number from 1 to {most:,}")
         patches_per_chunk(self.chunk, self.cell)
-        for name, of, step in (  # p-RoPE takes eighths of a head
+        for name, of, step in (  # a quarter of a head turns, in pairs
             ("heads", self.heads, self.kv_heads),
             ("head_width", self.head_width, 8),
             ("encoder_width", self.encoder_width, 8 * self.encoder_heads),
@@ -131,7 +131,7 @@ def norm(x: Tensor) -> Tensor:
 
 def rope_angles(positions: Tensor, width: int, base: float) -> tuple[Tensor, Tensor]:
     """cos and sin of RoPE (Su et al. 2021) for the quarter of the channels that turns, from one
-    radian a position down to nearly 1 / base: (T,) positions -> two of (T, width / 8), float32."""
+    radian a position down towards 1 / base: (T,) positions -> two of (T, width / 8), float32."""
     turned = width // 4
     frequencies = base ** (-torch.arange(0, turned, 2, device=positions.device) / turned)
     angles = positions[:, None] * frequencies
@@ -161,8 +161,8 @@ class Attention(nn.Module):
     def project(self, x, angles):
         """x (B, T, C) -> q (B, H, T, D), k and v (B, KV, T, D)."""
         q, k, v = (
-            rearrange(project(x), "B T (H D) -> B H T D", D=self.head_width)
-            for project in (self.query, self.key, self.value)
+            rearrange(linear(x), "B T (H D) -> B H T D", D=self.head_width)
+            for linear in (self.query, self.key, self.value)
         )
         q = rope(norm(q) * self.query_gain, angles).type_as(v)
         return q, rope(norm(k), angles).type_as(v), v

@@ -3,7 +3,7 @@ import torch
 from conftest import make_model
 
 import cache
-from cache import KVCache, Session
+from cache import KVCache, Session, generate_uncached
 from generate import generate
 from render import CELLS
 from vist2 import HISTORIES, READ, START
@@ -131,18 +131,6 @@ def test_a_session_in_bf16_stays_close_to_float32(model):
         assert session.cache.buffer.dtype == dtype
     exact, rough = torch.cat(exact), torch.cat(rough)
     assert 0 < (rough - exact).norm() / exact.norm() < 0.05
-
-
-@torch.inference_mode()
-def generate_uncached(model, prompt: bytes, max_new_bytes: int, history="sketch") -> bytes:
-    """Continue a prompt with the likeliest byte each time, by one whole forward for each."""
-    n, text = model.config.chunk, list(prompt)
-    for _ in range(max_new_bytes):
-        padded = text + [0] * (n - len(text) % n)  # nothing looks ahead
-        chunks = torch.tensor(padded, device=model.device).view(1, -1, n)
-        logits = model(chunks, history=history, prompt_chunks=len(prompt) // n)
-        text.append(logits.flatten(1, 2)[0, len(text)].argmax().item())
-    return bytes(text[len(prompt) :])
 
 
 @pytest.mark.parametrize("history", HISTORIES)

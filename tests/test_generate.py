@@ -202,8 +202,16 @@ def test_a_checkpoint_says_what_it_was_trained_for(run, model, monkeypatch, caps
     assert (longer in capsys.readouterr().err) == (chunks == 5)
     g.main([*run, "--read", "context"])
     assert "trained under history 'full', it never learned to read" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="model.pt never learned to answer, expected a model that"):
+    with pytest.raises(SystemExit, match="model.pt never learned to answer, .*checkpoint .*tiny"):
         g.main(run + ASK)
+
+
+def test_what_is_not_said_comes_from_training_and_from_what_is_asked_for(run, model, monkeypatch):
+    save_checkpoint("model.pt", model, info(max_window=6 * n))
+    written = piped(monkeypatch, [*run, "--prompt", "p" * 90, "--max-new-bytes", "30"])
+    assert written == generate(model, b"p" * 90, 30, temperature=0.8, history_chunks=6)
+    assert written != generate(model, b"p" * 90, 30, temperature=0.8)  # 4 chunks
+    assert g.parse([]).max_new_bytes == 512 and g.parse(ASK).max_new_bytes == 128
 
 
 def test_stats_count_the_cache(run, capsys, monkeypatch):

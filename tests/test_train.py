@@ -157,6 +157,9 @@ def test_a_log_loses_what_no_checkpoint_stands_behind_and_nothing_else(tmp_path,
         with train.open_log(path, 3) as log:
             log.write(lines[3].decode())
         assert path.read_bytes() == b"".join(lines[:4])
+    path.write_bytes(lines[0] + torn + b"\n" + b"".join(lines[2:]))
+    train.open_log(path, 4).close()
+    assert path.read_bytes() == lines[0] + b"".join(lines[2:4])
     train.open_log(path, 0).close()  # a new run
     assert path.read_bytes() == b""
 
@@ -239,7 +242,7 @@ def test_all_histories_begin_alike_and_learn_the_same_windows(start, monkeypatch
     assert len(windows[0]) == 10 and windows[0] == windows[1] == windows[2]
 
 
-def test_max_context_is_the_longest_that_was_trained_on_so_far(start, whole, tmp_path, monkeypatch):
+def test_max_context_and_window_are_the_longest_of_training(start, whole, tmp_path, monkeypatch):
     given, longest = learn_nothing(monkeypatch), [info_of(whole / "curriculum")["max_context"]]
     for count in range(5):
         with monkeypatch.context() as patch, pytest.raises(SystemExit):
@@ -248,6 +251,7 @@ def test_max_context_is_the_longest_that_was_trained_on_so_far(start, whole, tmp
         rows = [batch.text.flatten(1) for task, batch in given[-1].items() if task in EXAMPLES]
         longest.append(max(int((row == QUESTION).int().argmax(1).max()) for row in rows))
         assert info_of(tmp_path / "run")["max_context"] == max(longest) > 0
+        assert info_of(tmp_path / "run")["max_window"] == 256  # of the run before: its own have 64
     assert longest[-1] < max(longest)  # else a resume may have forgotten it
 
 
