@@ -105,13 +105,13 @@ def denied_question(text: Text, rng: Generator, style: Style, chunk: int, chunks
     return Example(example.context, ((example.turns[0][0], NOT_THERE),))
 
 
-def recall_rows(model: Vist2, corpus: Corpus, count: int) -> Iterator[dict]:
+def recall_rows(model: Vist2, corpus: Corpus, history: str, count: int) -> Iterator[dict]:
     n = model.config.chunk
 
     def row(name: str, trained: str, sample: Callable[..., Example], *how) -> dict:
         rng = generator("evaluation", "kinds", name)
         examples = [sample(corpus.held_out, rng, *how) for _ in range(count)]
-        share = evaluate.exact_match(model, examples, "sketch")
+        share = evaluate.exact_match(model, examples, history)
         return {"facts": name, "in training": trained, "so answered": share}
 
     for trained, kinds in (("yes", TRAINED), ("never", NEVER)):
@@ -151,7 +151,9 @@ def sample_pages(corpus: Corpus, rows: int, n: int) -> Iterator[tuple[str, Tenso
     yield "machine code, the Python executable", program[starts + torch.arange(n)].long()
 
 
-def reading_rows(model: Vist2, corpus: Corpus, count: int) -> Iterator[dict]:
+def reading_rows(model: Vist2, corpus: Corpus, history: str, count: int) -> Iterator[dict]:
+    if history != "sketch":  # nothing to read
+        return
     for name, page in sample_pages(corpus, count, model.config.chunk):
         read = torch.tensor(list(read_back(model, bytes(page.flatten().tolist())))).view_as(page)
         right = read == page
@@ -162,13 +164,13 @@ def reading_rows(model: Vist2, corpus: Corpus, count: int) -> Iterator[dict]:
 # ---------------------------------------------------------------------------------- language
 
 
-def language_rows(model: Vist2, corpus: Corpus, count: int) -> Iterator[dict]:
+def language_rows(model: Vist2, corpus: Corpus, history: str, count: int) -> Iterator[dict]:
     """Held-out windows of four times training's shortest, whole and cut into the shortest."""
     config = model.config
     windows = corpus.held_out.windows(4 * corpus.held_out.window)
     windows = windows[:: max(1, len(windows) // count)][:count]
-    whole = evaluate.bits_of(model, windows.reshape(len(windows), -1, config.chunk), "sketch")
-    cut = evaluate.bits_of(model, windows.reshape(-1, config.chunks, config.chunk), "sketch")
+    whole = evaluate.bits_of(model, windows.reshape(len(windows), -1, config.chunk), history)
+    cut = evaluate.bits_of(model, windows.reshape(-1, config.chunks, config.chunk), history)
     yield {"chunks of past, up to": config.chunks - 1, "bits per byte": cut.mean().item()}
     yield {"chunks of past, up to": 4 * config.chunks - 1, "bits per byte": whole.mean().item()}
 
@@ -192,7 +194,7 @@ def main(argv: list[str] | None = None) -> None:
             ("reading", f"Pages, {args.count} of each kind", reading_rows),
             ("language", "Held-out text", language_rows),
         ):
-            content[name] = show(title, rows(model, corpus, args.count))
+            content[name] = show(title, rows(model, corpus, info["history"], args.count))
         if args.json:
             save_json(args.json, content)
 
