@@ -184,7 +184,7 @@ def fit_prompt(
     prompt: bytes, history_chunks: int | None, config: Config, info: dict
 ) -> tuple[bytes, int]:
     """The end of a prompt that a history has room for, and how many chunks that is."""
-    seen = max(2, info["max_window"] // config.chunk)
+    seen = max(config.chunks, info["max_window"] // config.chunk)
     chunks = seen if history_chunks is None else history_chunks
     check_range("--history-chunks", chunks, 2, 2**20)
     if chunks > seen:
