@@ -119,6 +119,15 @@ def read_file(path: str, first: int | None = None) -> bytes:
     return content
 
 
+def check_writable(path: str | None) -> None:
+    """Raises UserError where no file can be written."""
+    if path is None:
+        return
+    folder = Path(path).parent
+    if Path(path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"cannot write {path}, expected a file in a folder that can be written to")
+
+
 # --------------------------------------------------------------------------------------- text
 
 

@@ -150,8 +150,8 @@ def draw_style(rng: Generator, chunk: int) -> Style:
         rest = bytes(c for c in MARKS if c not in separator)
         end = one_of(rng, b"%s", b"%s ", b"%s\n") % draw_bytes(rng, rest, (1, 1))
     used = separator + end
-    printed = one_of(rng, MARKS + LETTERS + DIGITS + CAPITALS, bytes(range(ord("!"), BYTES)))
-    free = bytes(c for c in printed if c not in used + HELD_BACK)
+    characters = one_of(rng, MARKS + LETTERS + DIGITS + CAPITALS, bytes(range(ord("!"), BYTES)))
+    free = bytes(c for c in characters if c not in used + HELD_BACK)
     letters = one_of(rng, LETTERS, CAPITALS, LETTERS + CAPITALS, LETTERS + DIGITS, DIGITS)
     values = (DIGITS, LETTERS, CAPITALS, LETTERS + DIGITS, LETTERS + CAPITALS)
     longest = 1 + draw(rng, 12)

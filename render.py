@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 from PIL import Image, ImageDraw, ImageFont
 
-from console import UserError, check_range, command_line, one_line, read_file
+from console import UserError, check_range, check_writable, command_line, one_line, read_file
 
 PATCH = 16  # pixels, as in ViT-L/16
 PAGE = 4 * PATCH  # the width of a page in pixels
@@ -143,14 +143,14 @@ def main(argv: list[str] | None = None) -> None:
         check_range("--limit", args.limit, 1, 2**16)
         check_range("--chunk", args.chunk, 1, 2**16)
         patches_per_chunk(args.chunk, args.cell)  # raises UserError before anything is read
+        check_writable(args.out)
         text = read_file(args.file, first=args.limit * args.chunk)
         if not text:
             raise UserError(f"{args.file} is empty, expected at least one byte")
         try:
             contact_sheet(text, args.cell, args.chunk).save(args.out)
-        except (OSError, ValueError) as error:  # the latter for an ending that Pillow does not know
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(f"cannot write {args.out}: {reason}") from None
+        except ValueError as error:  # Pillow's, for an ending that it does not know
+            raise UserError(f"cannot write {args.out}: {error}") from None
         print(one_line(f"{args.out}: the first {len(text):,} bytes of {args.file}"))
 
 

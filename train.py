@@ -126,7 +126,7 @@ class Settings:
     lr: float | None = option(None, f"Muon's rate; {by_preset('lr')}", type=float)
     seed: int = option(0, "of weights and batches", type=int)
     bf16: bool | None = option(None, "autocast to bfloat16; default: on CUDA", action=BOOL)
-    compile: bool = option(False, "all of a block but attention", action=BOOL)
+    compile: bool = option(False, "torch.compile, all of a block but attention", action=BOOL)
     data: str | None = option(None, "file or folder; default: Python's standard library")
     instruct: str | None = option(None, "JSONL: context, prompt and response of own examples")
     start: str | None = option(None, "what instruct begins from; default: runs/HISTORY/model.pt")
@@ -189,9 +189,9 @@ def train(
     Ctrl-C or the like that has all steps so far; a second Ctrl-C raises KeyboardInterrupt, and what
     came after the last checkpoint is lost.
 
-    resumed: the checkpoint to go on with. before: the info of the model that a new run begins with,
-    if any. Writes out/model.pt and out/log.jsonl. Raises UserError for a loss that is not finite,
-    the last good checkpoint as it was.
+    resumed: the checkpoint to go on with, if any. before: the info of the one that the model comes
+    from, if any. Writes out/model.pt and out/log.jsonl. Raises UserError for a loss that is not
+    finite, the last good checkpoint as it was.
     """
     plan = [stage for stage in stages for _ in range(stage.steps)]
     language_steps = list(accumulate((bool(stage.language) for stage in plan), initial=0))
@@ -341,7 +341,7 @@ def run(settings: Settings) -> None:
         f"train on, {len(corpus.held_out.bytes):,} held out"
     )
     began = time.perf_counter()
-    resumed, before = (start, None) if settings.resume else (None, start and start["info"])
+    resumed, before = start if settings.resume else None, start["info"] if start else None
     info = train(model, corpus, settings, stages, out, resumed, before)
     if info["step"] < info["steps"]:
         again = ": the same command with --resume goes on" if info["step"] else ""

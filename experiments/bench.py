@@ -26,8 +26,8 @@ from torch import Tensor
 
 from cache import GROUP, Session
 from common import find_device
-from console import UserError, check_range, command_line, warn
-from experiments.report import check_writable, flops, save_json, show, this_machine
+from console import UserError, check_range, check_writable, command_line, warn
+from experiments.report import flops, save_json, show, this_machine
 from render import parse_cell, render
 from vist2 import BYTES, PRESETS, Config, Vist2, loss
 

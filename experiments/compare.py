@@ -28,7 +28,7 @@ from tqdm import tqdm
 import evaluate
 from cache import Session
 from common import find_device, read_checkpoint, restore
-from console import UserError, check_range, command_line, warn
+from console import UserError, check_range, check_writable, command_line, warn
 from curriculum import (
     CURRICULUM,
     DEFAULTS,
@@ -39,7 +39,7 @@ from curriculum import (
     scale_stages,
 )
 from data import Corpus, load_corpus
-from experiments.report import check_writable, save_json, show, this_machine
+from experiments.report import save_json, show, this_machine
 from experiments.rivals import REFERENCES, RIVALS, costs
 from generate import write
 from train import Settings, check_equal, train

@@ -34,11 +34,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cache import Session
 from common import load_checkpoint, open_model
-from console import UserError, check_range, command_line, one_line, read_file
+from console import UserError, check_range, check_writable, command_line, one_line, read_file
 from data import load_corpus
 from evaluate import bits_by_position, bits_of, held_out_windows
 from experiments.bench import SIDES
-from experiments.report import check_writable
 from experiments.rivals import REFERENCES
 from generate import CHECKPOINT, as_row, fit_prompt, read_context, write
 from mask import Layout, make_layout, may_attend

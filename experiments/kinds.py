@@ -17,9 +17,9 @@ from torch import Generator, Tensor
 
 import evaluate
 from common import find_device, open_model
-from console import check_range, command_line
+from console import check_range, check_writable, command_line
 from data import Corpus, Text, generator, load_corpus
-from experiments.report import check_writable, save_json, show, this_machine
+from experiments.report import save_json, show, this_machine
 from generate import CHECKPOINT, read_back
 from questions import (
     CAPITALS,

@@ -11,7 +11,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from common import write_file
-from console import UserError
 
 
 def written(cell: str | int | float) -> str:
@@ -31,15 +30,6 @@ def show(title: str, rows: Iterable[dict]) -> list[dict]:
         kept.append(row)
         print(f"| {' | '.join(map(written, row.values()))} |", flush=True)
     return kept
-
-
-def check_writable(path: str | None) -> None:
-    """Raises UserError where no file can be written."""
-    if path is None:
-        return
-    folder = Path(path).parent
-    if Path(path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"cannot write {path}, expected a file in a folder that can be written to")
 
 
 def save_json(path: str | Path, content) -> None:

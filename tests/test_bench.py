@@ -142,17 +142,3 @@ def test_nothing_that_only_unix_has_is_needed_to_import_any_file(monkeypatch):
 def test_bad_settings_get_one_clear_line(printed, arguments, message):
     with pytest.raises(SystemExit, match=f"^bench.py: .*{message}[^\n]*$"):
         printed(*arguments.split())
-
-
-def test_only_a_file_in_a_folder_that_is_there_can_be_written(tmp_path, monkeypatch):
-    report.check_writable(None)
-    report.check_writable(str(tmp_path / "new"))
-    monkeypatch.chdir(tmp_path)
-    report.check_writable("new")
-    for path in (tmp_path, tmp_path / "no/where"):
-        expected = f"cannot write {path}, expected a file in a folder"
-        with pytest.raises(report.UserError, match=expected):
-            report.check_writable(str(path))
-    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
-    with pytest.raises(report.UserError, match="cannot write new"):
-        report.check_writable("new")

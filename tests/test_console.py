@@ -13,6 +13,7 @@ from console import (
     ByteWriter,
     UserError,
     check_range,
+    check_writable,
     command_line,
     delay_signals,
     one_line,
@@ -227,6 +228,19 @@ def test_a_file_too_large_for_the_memory_ends_in_one_line(monkeypatch):
     with pytest.raises(SystemExit, match="^x.py: not enough memory, try a smaller --limit$"):
         with command_line("x.py", "--limit"):
             read_file("-")
+
+
+def test_only_a_file_in_a_folder_that_is_there_can_be_written(tmp_path, monkeypatch):
+    check_writable(None)
+    check_writable(str(tmp_path / "new"))
+    monkeypatch.chdir(tmp_path)
+    check_writable("new")
+    for path in (tmp_path, tmp_path / "no/where"):
+        with pytest.raises(UserError, match=f"cannot write {path}, expected a file in a folder"):
+            check_writable(str(path))
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    with pytest.raises(UserError, match="cannot write new"):
+        check_writable("new")
 
 
 # --------------------------------------------------------------------------------------- text

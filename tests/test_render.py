@@ -127,8 +127,8 @@ def test_a_path_is_printed_without_what_could_move_a_cursor(tmp_path, monkeypatc
         (["some", "--chunk", str(2**64)], f"--chunk is {2**64}"),
         (["some", "--limit", "0"], "--limit is 0"),
         (["some", "--limit", str(10**18)], f"--limit is {10**18}"),
-        (["some", "--out", "no/where.png"], "cannot write no/where.png: No such file or directory"),
-        (["some", "--out", "."], "cannot write .: unknown file extension"),
+        (["some", "--out", "no/where.png"], "cannot write no/where.png, expected a file in"),
+        (["some", "--out", "."], "cannot write ., expected a file in"),
         (["some", "--out", "sketch.nothing"], "unknown file extension"),
     ],
 )
