@@ -174,7 +174,7 @@ def test_each_task_has_a_stream_of_its_own(draw):
     assert len(set(map(tuple, first))) == 3
 
 
-def test_contexts_are_up_to_so_many_chunks_and_in_one_batch_of_four_four_times_as_many(draw):
+def test_contexts_are_up_to_so_many_chunks_and_in_one_batch_of_three_four_times_as_many(draw):
     stage = Stage("", 1, reading=1 / 8, recall=1.0, context=2)
     lengths, cuts = [], []
     for step in range(320):
