@@ -23,19 +23,6 @@ from vist2 import HISTORIES, START, Config, Vist2
 GROUP = 64  # chunks that are encoded at a time, which bounds what the encoder needs
 
 
-@torch.inference_mode()
-def generate_uncached(model: Vist2, prompt: bytes, max_new_bytes: int, history="sketch") -> bytes:
-    """Continue a prompt with the likeliest byte each time, by one whole forward for each: what a
-    session does, only faster."""
-    n, text = model.config.chunk, list(prompt)
-    for _ in range(max_new_bytes):
-        padded = text + [0] * (n - len(text) % n)  # nothing looks ahead
-        chunks = torch.tensor(padded, device=model.device).view(1, -1, n)
-        logits = model(chunks, history=history, prompt_chunks=len(prompt) // n)
-        text.append(logits.flatten(1, 2)[0, len(text)].argmax().item())
-    return bytes(text[len(prompt) :])
-
-
 # ------------------------------------------------------------------------------- the kv cache
 
 
