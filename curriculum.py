@@ -164,9 +164,10 @@ def fit_to_corpus(stages: Iterable[Stage], config: Config, text: Text) -> list[S
 def chunk_of(part: float, config: Config) -> int:
     """A part of the config's chunk length: the longest up to it that makes pages of whole patches
     and divides the whole."""
-    m = config.sketch_tokens
-    pages = [p for p in range(1, m + 1) if m % p == 0 and fills_page(p)]
-    return config.ratio * max(p for p in pages if p <= max(1, m * part))
+    k = config.merge
+    m = config.sketch_tokens * k
+    pages = [p for p in range(k, m + 1, k) if m % p == 0 and fills_page(p)]
+    return config.chunk // m * max(p for p in pages if p <= max(pages[0], m * part))
 
 
 def sample_batches(

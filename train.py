@@ -119,6 +119,7 @@ class Settings:
     preset: str = option("tiny", "size of the model", choices=DEFAULTS)
     history: str = option("sketch", "of finished chunks", choices=TRAINED_HISTORIES)
     cell: tuple = option((16, 4), f"pixels of a byte: {KNOWN_CELLS}", type=parse_cell)
+    merge: int = option(1, "patches in a sketch token", type=int)
     chunk: int = option(64, "bytes in a chunk", type=int)
     stage: str = option("curriculum", "instruct goes on from a finished model", choices=TABLES)
     steps: int | None = option(None, "about so many in all; default: the stage's", type=int)
@@ -159,7 +160,7 @@ class Settings:
 
     @property
     def config(self) -> Config:
-        return Config.preset(self.preset, chunk=self.chunk, cell=self.cell)
+        return Config.preset(self.preset, chunk=self.chunk, cell=self.cell, merge=self.merge)
 
     def record(self, corpus: Corpus, stages: list[Stage]) -> dict:
         """All that the weights depend on, as plain types."""

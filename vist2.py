@@ -68,7 +68,8 @@ class Config:
     """Sizes of one model. Raises UserError, a ValueError, for sizes that do not fit each other."""
 
     chunk: int = 64  # n, bytes
-    cell: tuple[int, int] = (16, 4)  # pixels of one byte (height, width): the compression dial
+    cell: tuple[int, int] = (16, 4)  # pixels of one byte (height, width): a compression dial
+    merge: int = 1  # neighbouring patches in one sketch token: the other one
     chunks: int = 8  # N, chunks in a training window
     width: int = 128  # C of the decoder
     layers: int = 4
@@ -87,8 +88,9 @@ class Config:
             known = type(value) in (int, field.type) and 0 < value <= most
             if field.name != "cell" and not known:
                 raise UserError(f"{field.name} is {value!r}, expected a number from 1 to {most:,}")
-        patches_per_chunk(self.chunk, self.cell)
+        patches = patches_per_chunk(self.chunk, self.cell)
         for name, of, step in (  # a quarter of a head turns, in pairs
+            ("patches of a chunk, with merge,", patches, self.merge),
             ("heads", self.heads, self.kv_heads),
             ("head_width", self.head_width, 8),
             ("encoder_width", self.encoder_width, 8 * self.encoder_heads),
@@ -98,13 +100,13 @@ class Config:
 
     @property
     def ratio(self) -> int:
-        """Bytes in one patch, n / m."""
+        """Bytes in one sketch token, n / m."""
         return self.chunk // self.sketch_tokens
 
     @property
     def sketch_tokens(self) -> int:
         """m, of a chunk of full length."""
-        return patches_per_chunk(self.chunk, self.cell)
+        return patches_per_chunk(self.chunk, self.cell) // self.merge
 
     @classmethod
     def preset(cls, name: str, **changes) -> "Config":
@@ -244,14 +246,16 @@ class Encoder(nn.Module):
 
 
 class Aligner(nn.Module):
-    """The modal aligner of the paper, tanh(v W + b): encoder width -> decoder width."""
+    """The modal aligner of the paper, tanh(v W + b): encoder width -> decoder width. Neighbouring
+    patches enter side by side, as in InternVL's and nanoVLM's pixel shuffle."""
 
     def __init__(self, config: Config):
         super().__init__()
-        self.project = nn.Linear(config.encoder_width, config.width)
+        self.merge = config.merge
+        self.project = nn.Linear(config.merge * config.encoder_width, config.width)
 
     def forward(self, v):
-        return self.project(v).tanh()
+        return self.project(rearrange(v, "B (m k) C -> B m (k C)", k=self.merge)).tanh()
 
 
 # ------------------------------------------------------------------------------------- model
@@ -296,12 +300,14 @@ class Vist2(nn.Module):
         """The decoder's inputs of runs of text that see each other: (.., T) ids -> (.., T, C).
 
         Each is its byte, the opening of its run (.., 1), and what the speller, transposed, makes
-        of it and the bytes before: so a line of bytes has the code of the patch whose last line it
-        is, at the default cell its only one.
+        of it and the bytes before: so a line of bytes has the code of the sketch token whose last
+        line it is, at the default cell its only one.
         """
-        x, line, C = self.embed(ids), PATCH // self.config.cell[1], self.config.width
-        code = self.speller.weight[-line * C :]
-        kernel = rearrange(code, "(byte text) patch -> patch text byte", text=C)
+        x, c = self.embed(ids), self.config
+        how = dict(k=c.merge, byte=PATCH // c.cell[1], text=c.width)
+        code = rearrange(self.speller.weight, "(k line byte text) C -> line C text (k byte)", **how)
+        line = min(c.merge, PAGE // PATCH) * how["byte"]
+        kernel = code[-1, ..., -line:]
         looked_back = F.conv1d(F.pad(x.flatten(0, -3).mT, (line - 1, 0)), kernel).mT.view_as(x)
         # an opening that is a byte, where the chunk before stays in sight, means writing
         return norm(x + self.embed(openings.clamp(min=START)) + looked_back)
@@ -338,7 +344,7 @@ class Vist2(nn.Module):
         opening = torch.cat([openings[:, : S + 1], text[:, S:-1, -1]], dim=1)[:, :, None]
         inputs = torch.cat([opening, text[:, :, :-1]], dim=2)  # (B, N, n)
         x = self.embed_text(inputs[:, S:].flatten(1), opening[:, S]).unflatten(1, (N - S, n))
-        m = patches_per_chunk(n, self.config.cell) if memory is None else memory.shape[2]
+        m = n // self.config.ratio if memory is None else memory.shape[2]
         plan = plan_forward(N, n, m, S, skip, self.may_attend, text.device)
         if S == 0:
             x = x.flatten(1, 2)
@@ -360,9 +366,10 @@ class Vist2(nn.Module):
         alphabet = self.embed(torch.arange(BYTES, device=memory.device))
         return 10 / self.config.width * predicted @ alphabet.T
 
-    def patch_to_text(self, patches: Tensor) -> Tensor:
+    def patch_to_text(self, tokens: Tensor) -> Tensor:
         """From the order of patches to that of the text: (B, N, m, ratio C) -> (B, N, n, C)."""
         h, w = self.config.cell
+        patches = rearrange(tokens, "B N m (k C) -> B N (m k) C", k=self.config.merge)
         return rearrange(
             patches,
             "B N (row col) (line byte C) -> B N (row line col byte) C",

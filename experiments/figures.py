@@ -122,8 +122,8 @@ def bytes_picture(text: bytes, share: torch.Tensor) -> Image.Image:
 
 
 def sketch_picture(chunk: torch.Tensor, share: torch.Tensor, config: Config, zoom: int):
-    """A sketch of (n,) bytes, each patch on its own share (m,) of colour, framed."""
-    ink = render(chunk, config.cell)
+    """A sketch of (n,) bytes, the patches of each token on its share (m,) of colour, framed."""
+    ink, share = render(chunk, config.cell), share.repeat_interleave(config.merge)
     share = share.view(ink.shape[0] // PATCH, ink.shape[1] // PATCH)
     share = repeat(share, "row col -> (row h) (col w)", h=PATCH, w=PATCH)
     sketch = enlarge(tinted(ink, share, SKETCH), zoom)

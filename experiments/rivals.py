@@ -29,7 +29,7 @@ class Latent(Vist2):
     def __init__(self, config: Config):
         super().__init__(config)
         self.encoder = nn.ModuleList()
-        self.aligner = Aligner(replace(config, encoder_width=config.width))
+        self.aligner = Aligner(replace(config, encoder_width=config.width, merge=1))
 
     def compress(self, chunks):
         tokens = norm(self.encode(self.embed(chunks.flatten(0, 1))))

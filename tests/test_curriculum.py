@@ -104,6 +104,8 @@ def test_chunks_grow_and_always_fill_a_page():
 
     assert grown() == [4, 16, 64]
     assert grown(cell=(4, 4)) == [16, 16, 64] and grown(cell=(16, 8)) == [4, 16, 64]
+    assert grown(merge=2) == [8, 16, 64] and grown(merge=4) == [16, 16, 64]
+    assert grown(merge=16) == [64, 64, 64] and grown(merge=2, cell=(8, 4)) == [16, 16, 64]
     assert grown(chunk=48) == [4, 12, 48] and grown(chunk=256, cell=(8, 4)) == [16, 64, 256]
 
 

@@ -145,9 +145,11 @@ def test_none_takes_every_chunk_for_a_text_of_its_own(model):
         torch.testing.assert_close(alone, logits[:, chunk])
 
 
-def test_full_equals_a_plain_causal_gpt_of_the_same_weights(model):
+@pytest.mark.parametrize("merge", [1, 2])
+def test_full_equals_a_plain_causal_gpt_of_the_same_weights(merge):
     """Written out once more, without a line of the model's code."""
-    text, c = random_text(), model.config
+    model, text = make_model(merge=merge), random_text()
+    c = model.config
     ids = torch.cat([torch.full((2, 1), START), text.flatten(1)[:, :-1]], 1)
     rms = lambda x: x / (x.square().mean(-1, keepdim=True) + torch.finfo(torch.float32).eps).sqrt()
     T, D = ids.shape[1], c.head_width
@@ -276,25 +278,30 @@ PAGES = [(cell, n) for cell in CELLS for n in (16, 32, 64, 128, 256)]
 PAGES = [(cell, n) for cell, n in PAGES if n * cell[0] * cell[1] % 1024 == 0]  # whole rows
 
 
+@pytest.mark.parametrize("merge", [1, 2, 4])
 @pytest.mark.parametrize("cell, n", PAGES + [((16, 4), 12), ((4, 4), 32)])
-def test_patch_to_text_finds_each_byte_where_it_is_drawn(cell, n):
+def test_patch_to_text_finds_each_byte_where_it_is_drawn(cell, n, merge):
     """Cells of a patch are read line by line; each is recognised by its glyph."""
-    model, text = make_model(cell=cell, chunk=n), torch.randperm(256)[:n].view(1, 1, n)
+    if n * cell[0] * cell[1] // 256 % merge:
+        pytest.skip("no whole number of tokens")
+    model, text = make_model(cell=cell, chunk=n, merge=merge), torch.randperm(256)[:n].view(1, 1, n)
     h, w = cell
     patches = rearrange(
         render(text, cell), "1 1 (row H) (col W) -> (row col) H W", H=16, W=16
     )  # as the ViT cuts them
     cells = rearrange(patches, "m (line h) (byte w) -> m (line byte) 1 (h w)", h=h, w=w)
     drawn = (cells == glyphs(cell).flatten(1)).all(-1).int().argmax(-1)  # (m, ratio)
-    found = model.patch_to_text(drawn[None, None])
+    of_tokens = lambda patches: rearrange(patches, "(m k) r -> 1 1 m (k r)", k=merge)
+    found = model.patch_to_text(of_tokens(drawn))
     assert torch.equal(found[..., 0], text)
-    two = model.patch_to_text(torch.stack([drawn, drawn + 1000], -1).flatten(1)[None, None])
+    two = model.patch_to_text(of_tokens(torch.stack([drawn, drawn + 1000], -1).flatten(1)))
     assert torch.equal(two, torch.stack([text, text + 1000], -1))  # C = 2
 
 
+@pytest.mark.parametrize("merge", [1, 2, 4])
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_sketch_token_spells_the_bytes_of_its_patch(cell):
-    model, text = make_model(cell=cell, chunk=64), torch.randint(256, (1, 1, 64))
+def test_a_sketch_token_spells_the_bytes_of_its_patches(cell, merge):
+    model, text = make_model(cell=cell, chunk=64, merge=merge), torch.randint(256, (1, 1, 64))
     memory, ratio, m = model.compress(text), model.config.ratio, model.config.sketch_tokens
     spelled = model.predict_patch_bytes(memory)
     first = model.speller.weight[: model.config.width] @ memory[0, 0, 0]
@@ -309,9 +316,11 @@ def test_a_sketch_token_spells_the_bytes_of_its_patch(cell):
         assert torch.equal(changed, model.patch_to_text(numbers[None, None]).flatten() > 0)
 
 
+@pytest.mark.parametrize("merge", [1, 2, 4])
 @pytest.mark.parametrize("cell", CELLS)
-def test_every_cell_works(cell):
-    model = make_model(cell=cell, chunk=64)
+def test_every_cell_works(cell, merge):
+    model = make_model(cell=cell, chunk=64, merge=merge)
+    assert model.config.ratio == merge * 1024 // (cell[0] * cell[1]) // 4
     text = torch.randint(256, (1, 3, 64))
     assert model.compress(text).shape[2] == 64 // model.config.ratio
     assert model(text).isfinite().all()
@@ -403,6 +412,9 @@ def test_sizes_follow_from_the_cell():
 @pytest.mark.parametrize(
     "changes, said",
     [
+        (dict(merge=3), "patches of a chunk, with merge, is 16, expected a multiple of 3"),
+        (dict(merge=32), "is 16, expected a multiple of 32"),
+        (dict(merge=0), "merge is 0, expected a number from 1"),
         (dict(chunk=63), "chunk 63 does not divide"),
         (dict(chunk=24), "chunk 24 does not divide"),  # six patches
         (dict(cell=(5, 5)), "cell .* is unknown"),
