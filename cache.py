@@ -100,15 +100,20 @@ class Session:
         return attention(q, keys, values, attn_mask=mask)
 
     @torch.inference_mode()
-    def _feed(self, x: Tensor, positions: Tensor, sketches: int = 0) -> Tensor:
+    def _feed(
+        self, x: Tensor, positions: Tensor, sketches: int = 0, opens: bool | None = None
+    ) -> Tensor:
         """Append x (B, T, C) to the cache, so many sketch tokens and then text; logits (B, 256)
-        after its last token."""
+        after its last token. opens: whether the text begins a run; a lone byte goes on with one."""
         T, mask = x.shape[1], None  # a prefill is causal, and a single token sees all
         previous = torch.arange(1, T + 1, device=x.device)  # the first two keys are the newest
         newest = torch.tensor([sketches + 1 if sketches else 0, T + 1], device=x.device)
         if sketches:
-            previous[0] = 0 if self.cache.length else 2
-        if T > 1 or not self.cache.length:  # text opens a run; else one byte goes on with it
+            previous[0] = 0 if self.mark else 2
+            self.mark += sketches
+        if opens is None:
+            opens = T > 1 or not self.cache.length
+        if opens:
             previous[sketches] = sketches + 2
         if self.cache.length and T > 1:  # `is_causal` would align these to the top left
             mask = torch.ones(T, self.cache.length + T, dtype=torch.bool, device=x.device)
@@ -125,7 +130,7 @@ class Session:
         (B, T), n, m = text.shape, self.model.config.chunk, self.model.config.sketch_tokens
         self.text[:, :T] = text
         self.count, self.sketched = T, sketched
-        self.cache.length = 0
+        self.cache.length = self.mark = 0
         self.opening = torch.full((B, 1), opening, device=text.device)
         run = torch.cat([self.opening, text[:, sketched * n :]], dim=1)
         x = self.model.embed_text(run, self.opening)
@@ -150,8 +155,7 @@ class Session:
     @torch.inference_mode()
     def step(self, new: Tensor) -> Tensor:
         """Go on by one byte, after prefill: (B,) bytes -> (B, 256) logits of the byte after."""
-        c = self.model.config
-        n, m, ratio = c.chunk, c.sketch_tokens, c.ratio
+        n, ratio = self.model.config.chunk, self.model.config.ratio
         keeps_text = self.history in ("full", "prompt")
         self.text[:, self.count] = new
         self.count += 1
@@ -160,14 +164,20 @@ class Session:
             kept = self.text[:, dropped * n : self.count].clone()
             sketched = max(0, self.sketched - dropped) if keeps_text else kept.shape[1] // n
             return self._refill(kept, sketched, START)
+        if not keeps_text and self.count % n == 0:
+            return self._finish_chunk()
+        run = self.text[:, max(self.sketched * n, self.count - ratio) : self.count]
+        seen = torch.cat([self.opening, run], 1)[:, -ratio:]  # no input looks back further
         position = torch.tensor([self.count], device=self.text.device)
-        if keeps_text or self.count % n:
-            run = self.text[:, max(self.sketched * n, self.count - ratio) : self.count]
-            seen = torch.cat([self.opening, run], 1)[:, -ratio:]  # no input looks back further
-            return self._feed(self.model.embed_text(seen, self.opening)[:, -1:], position)
+        return self._feed(self.model.embed_text(seen, self.opening)[:, -1:], position)
+
+    def _finish_chunk(self) -> Tensor:
+        """Put the open chunk's sketch, if any, in place of its text, and open the next chunk."""
+        n, m = self.model.config.chunk, self.model.config.sketch_tokens
+        position = torch.tensor([self.count], device=self.text.device)
         self.opening = torch.full_like(self.opening, START)
         opening = self.model.embed_text(self.opening, self.opening)
-        self.cache.length = 0 if self.history == "none" else self.sketched * m  # the mark
+        self.cache.length = self.mark
         self.sketched += 1
         if self.history == "none":
             return self._feed(opening, position)

@@ -234,15 +234,17 @@ class Encoder(nn.Module):
         self.transformer = Transformer(
             c.encoder_layers, width, heads, heads, width // heads, 4 * width, c.rope_base
         )
+        self.attends = [F.scaled_dot_product_attention] * c.encoder_layers
 
     def forward(self, sketches):
-        """(B, H, W) pixels in [0, 1] -> (B, m, encoder width)."""
+        """(B, H, W) pixels in [0, 1] -> (B, patches, encoder width)."""
         patches = rearrange(sketches, "B (row h) (col w) -> B (row col) (h w)", h=PATCH, w=PATCH)
-        centred = 3 * patches - 0.6  # a fifth of a page is ink: mean about 0, spread about 1
-        x = norm(self.embed(centred.type_as(self.embed.weight)))
-        positions = torch.arange(x.shape[1], device=x.device)
-        attends = [F.scaled_dot_product_attention] * len(self.transformer.blocks)
-        return self.transformer(x, positions, attends)
+        return self.encode(3 * patches - 0.6)  # a fifth is ink: mean about 0, spread about 1
+
+    def encode(self, patches):
+        """(B, patches, values of each) -> (B, patches, encoder width)."""
+        x = norm(self.embed(patches.type_as(self.embed.weight)))
+        return self.transformer(x, torch.arange(x.shape[1], device=x.device), self.attends)
 
 
 class Aligner(nn.Module):

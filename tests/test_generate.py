@@ -69,6 +69,7 @@ def test_a_longer_prompt_is_cut_from_the_left_by_whole_chunks(model):
 
 def test_an_answer_is_what_is_written_after_the_question_up_to_stop(model, monkeypatch):
     context, question = bytes(range(32, 72)), b"what?"
+    monkeypatch.setattr(g, "STOP", 256)  # no byte: what is written ends at its length
     written = generate(model, context + b"\x05what?\x06", 20, history_chunks=8)
     assert g.answer(model, context, question, 20) == (written, False)
     monkeypatch.setattr(g, "STOP", written[7])
@@ -150,6 +151,7 @@ def test_every_option_changes_what_is_written(run, model, monkeypatch, option, a
             return (printable(g.answer(model, CONTEXT, b"what?", **how)[0]) + "\n").encode()
         return generate(model, PROMPT, **how)
 
+    monkeypatch.setattr(g, "STOP", 256)  # no byte: no answer ends before its length
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(PROMPT)))
     arguments = [*run, *(ASK * asks), "--max-new-bytes", "300", "--temperature", "0.3"]
     written, plain = piped(monkeypatch, arguments + option.split()), expected()

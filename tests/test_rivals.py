@@ -108,15 +108,15 @@ def test_a_chunk_leaves_exactly_m_tokens_which_spell_its_bytes(name):
 
 @pytest.mark.parametrize("name", ["meanpool", "conv", "queries"])
 def test_a_token_stands_for_the_next_bytes_in_the_order_of_the_text(name):
-    model, text = make_rival(name), random_text()[:, :1]
+    model, text = make_rival(name), random_text(32)[:, :1]
     memory, other = model.compress(text), text.clone()
-    other[0, 0, 6] ^= 255  # of token 1
-    moved = (model.compress(other) - memory).abs().amax(-1).flatten()
+    other[:, 0, 6] ^= 255  # of token 1
+    moved = (model.compress(other) - memory).norm(dim=-1).mean((0, 1))
     assert moved[1] > 0 and (name == "queries" or moved.argmax() == 1 and moved[3] == 0)
     changed = memory.clone()
     changed[0, 0, 1] += torch.randn(model.config.width)
     spelled = (model.predict_patch_bytes(changed) != model.predict_patch_bytes(memory)).any(-1)
-    assert spelled.flatten().nonzero().flatten().tolist() == [4, 5, 6, 7]
+    assert spelled[0].flatten().nonzero().flatten().tolist() == [4, 5, 6, 7]
 
 
 @pytest.mark.parametrize("name", WITH_MEMORY)
@@ -138,5 +138,5 @@ def test_costs_are_those_of_the_default_model():
     assert {name: (cost["entries"], cost["KiB"]) for name, cost in kept.items()} == expected
     text = {name: cost["text"] for name, cost in kept.items() if cost["text"]}
     assert text == {"slowfast": 64, "prompt": "all after the prompt"}
-    assert kept["sketch"]["encoder weights"] == 426_368 + 16_512
+    assert kept["sketch"]["encoder weights"] == 426_372 + 16_512
     assert kept["gist"]["encoder MFLOP"] == 0 < kept["conv"]["encoder MFLOP"]
