@@ -39,18 +39,18 @@ from curriculum import (
     scale_stages,
 )
 from data import Corpus, load_corpus
-from experiments.report import save_json, show, this_machine
-from experiments.rivals import REFERENCES, RIVALS, costs
+from experiments.report import flops, save_json, show, this_machine
+from experiments.rivals import REFERENCES, RIVALS, Leak
 from generate import write
 from train import Settings, check_equal, train
-from vist2 import Vist2, byte_losses
+from vist2 import Config, Vist2, byte_losses
 
 CELLS = {2: (16, 8), 4: (16, 4), 8: (8, 4), 16: (4, 4)}  # of each ratio
 QUICK = 40  # steps
 QUICK_WINDOWS = 32  # held out, that are scored then
 JUDGE_SEED = 100
 LEAST_GAP = 0.02  # bits between the references; below it, gap closed is noise and left blank
-VERSION = 6  # raise it when a rival, its training or its score changes: old runs do not count
+VERSION = 7  # raise it when a rival, its training or its score changes: old runs do not count
 
 # -------------------------------------------------------------------------------- one training
 
@@ -85,8 +85,10 @@ class Run(Settings):
 
 def make_run(rival: str, ratio: int, **settings) -> Run:
     """settings: fields of Settings. Raises UserError for what makes no sense."""
-    cell = CELLS[4 if rival in REFERENCES else ratio]
-    settings = vars(Settings(cell=cell, **settings).resolve())
+    merge, ratio = RIVALS[rival].merge, 4 if rival in REFERENCES else ratio
+    if ratio // merge not in CELLS:
+        raise UserError(f"{rival} at {ratio}x takes a sketch of {ratio // merge}x, there is none")
+    settings = vars(Settings(cell=CELLS[ratio // merge], merge=merge, **settings).resolve())
     settings |= {"history": RIVALS[rival].history}  # Settings knows no `recent`
     return Run(**settings, rival=rival, device_type=find_device(settings["device"]).type)
 
@@ -96,6 +98,11 @@ def train_or_load(run: Run, corpus: Corpus) -> Vist2:
     loss that is not finite, and names the folder."""
     folder, stages, kind = run.folder(corpus), run.stages(corpus), RIVALS[run.rival].model
     folder.mkdir(parents=True, exist_ok=True)
+    if trained := RIVALS[run.rival].trained:
+        other = train_or_load(replace(run, rival=trained, merge=1), corpus)
+        model = kind(other.config).to(other.device)
+        model.load_state_dict(other.state_dict())
+        return model.eval()
     path = folder / "model.pt"
     content = read_checkpoint(path) if path.exists() else None
     if content:
@@ -153,12 +160,41 @@ def recall_row(run: Run, corpus: Corpus) -> dict:
     return {"rival": run.rival} | recall
 
 
+def costs(name: str, config: Config) -> dict:
+    """What a rival keeps of a finished chunk, and what it takes to make it.
+
+    entries: in the decoder's cache. text: entries of text that it keeps on top. KiB: the least of
+    its memory that can be stored: m vectors, which the decoder can read again, or keys and values
+    of all layers where these have read text.
+    """
+    rival, n, m = RIVALS[name], config.chunk, config.sketch_tokens
+    has_memory = rival.history == "sketch"
+    entries = {"none": 0, "full": n}.get(name, m)
+    numbers = entries * 2 * config.layers * config.kv_heads * config.head_width
+    if has_memory and not issubclass(rival.model, Leak):
+        numbers = m * config.width
+    weights, work = 0, 0
+    if has_memory:
+        with torch.device("meta"):
+            model, chunk = rival.model(config), torch.zeros(1, 1, n, dtype=torch.long)
+        work = flops(lambda: model.compress(chunk))[0]
+        shared = ("decoder", "speller", "embedding", "head", "match")
+        own = [p for key, p in model.named_parameters() if not key.startswith(shared)]
+        weights = sum(p.numel() for p in own)
+    return {
+        "encoder weights": weights,
+        "encoder MFLOP": work / 1e6,
+        "entries": entries,
+        "text": {"slowfast": n, "prompt": "all after the prompt"}.get(name, 0),
+        "KiB": 4 * numbers / 1024,
+    }
+
+
 # ------------------------------------------------------------------------------- long writing
 
 
-def continue_texts(model: Vist2, history: str, prompts: Tensor, length: int) -> Tensor:
+def continue_texts(session: Session, prompts: Tensor, length: int) -> Tensor:
     """(B, T) prompts -> (B, T + length), drawn at temperature 0.8."""
-    session = Session(model, len(prompts), history)
     new = list(write(session, session.prefill(prompts), length, temperature=0.8))
     return torch.cat([prompts, torch.stack(new, dim=1).cpu()], dim=1)
 
@@ -192,8 +228,8 @@ def writing_rows(runs: list[Run], judge: Run, corpus: Corpus) -> Iterator[dict]:
     picked = windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))[:32]]
     yield {"writer": "held-out text"} | judge_texts(reader, picked, half)
     for run in runs:
-        model, history = train_or_load(run, corpus), RIVALS[run.rival].writing
-        text = continue_texts(model, history, picked[:, :half], 3 * half)
+        session = RIVALS[run.rival].writing(train_or_load(run, corpus), len(picked))
+        text = continue_texts(session, picked[:, :half], 3 * half)
         yield {"writer": run.rival} | judge_texts(reader, text, half)
 
 

@@ -7,17 +7,19 @@ All have VIST2's decoder, head and speller. Shapes are those of vist2.py; r = n 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, reduce
 
-from experiments.report import flops
-from mask import Layout, may_attend
-from vist2 import READ, START, Aligner, Config, Transformer, Vist2, norm
+from cache import Session
+from experiments.sessions import GistSession, SlowFastSession
+from mask import Layout, make_layout, may_attend
+from vist2 import READ, START, Aligner, Config, Encoder, Transformer, Vist2, norm
 
 # --------------------------------------------------------------------------- another encoder
 
@@ -85,6 +87,108 @@ class Queries(Latent):
         x = torch.cat([x, self.query.expand(B, n // r, -1)], dim=1)
         attends = [F.scaled_dot_product_attention] * len(self.encoder.blocks)
         return self.encoder(x, positions, attends)[:, n:]
+
+
+class Patches(Latent):
+    """The same ViT, fed the embeddings of a patch's bytes side by side in place of its pixels: what
+    pixels alone give or cost (arXiv 2512.03643)."""
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        c = config
+        self.encoder, self.aligner = Encoder(c), Aligner(c)
+        self.encoder.embed = nn.Linear(c.ratio // c.merge * c.width, c.encoder_width)
+        self.init_weights()  # of the new blocks
+
+    def encode(self, x):
+        r = self.config.ratio // self.config.merge
+        return self.encoder.encode(rearrange(x, "B (patch r) C -> B patch (r C)", r=r))
+
+
+class PoolSketch(Vist2):
+    """A finer sketch, the mean of every `merge` visual tokens: the average pooling of "Efficient
+    Large Multi-modal Models via Visual Context Compression" (arXiv 2406.20092)."""
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.aligner = Aligner(replace(config, merge=1))
+
+    def compress(self, chunks):
+        k, tokens = self.config.merge, super().compress(chunks)
+        return reduce(tokens, "B N (m k) C -> B N m C", "mean", k=k)
+
+
+class Prune(Vist2):
+    """A finer sketch, of which one token in KEEP stays, in order: those that the patches of the
+    sketch attend to most in the ViT's last layer, as in VisionDrop (arXiv 2506.22283). What goes
+    spells nothing. Its weights are those of a plain model of the finer sketch."""
+
+    KEEP = 2
+
+    def __init__(self, config: Config):
+        super().__init__(replace(config, merge=1))
+        self.encoder.attends[-1] = self.attend
+
+    def attend(self, q, k, v):
+        seen = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
+        self.received = seen.mean(dim=(1, 2))  # (B N, patches)
+        return seen @ v
+
+    def compress(self, chunks):
+        tokens = super().compress(chunks)
+        m = tokens.shape[2] // self.KEEP
+        kept = self.received.topk(m).indices.sort().values
+        self.kept = kept.view(*tokens.shape[:2], m, 1).expand(-1, -1, -1, tokens.shape[-1])
+        return tokens.gather(2, self.kept)
+
+    def predict_patch_bytes(self, memory):
+        """Of the memory that `compress` has made last."""
+        B, N, m, C = memory.shape
+        tokens = memory.new_zeros(B, N, m * self.KEEP, C).scatter(2, self.kept, memory)
+        return super().predict_patch_bytes(tokens)
+
+    def forward(self, text, openings=None, history="sketch", memory=None, *more, **other):
+        if memory is None and history == "sketch":
+            memory = self.compress(text[:, : max(1, text.shape[1] - 1)])
+        return super().forward(text, openings, history, memory, *more, **other)
+
+
+class Contrast(Vist2):
+    """VIST2 and, where sketch tokens are given, as in training, a contrastive loss: the decoder's
+    state before a chunk picks this chunk's mean token among those of the batch. After LCL (arXiv
+    2406.07543), which trains a vision model so on interleaved text."""
+
+    WEIGHT = 0.1  # of this loss, where a step's other losses have weights of about 1 in all
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.match = nn.Linear(config.width, config.width, bias=False)
+        self.decoder.register_forward_hook(lambda *call: setattr(self, "states", call[-1]))
+
+    def forward(self, text, openings=None, history="sketch", memory=None, prompt_chunks=0, skip=0):
+        logits = super().forward(text, openings, history, memory, prompt_chunks, skip)
+        N, n = text.shape[1:]
+        if memory is None or history != "sketch" or N < 3:
+            return logits
+        m = memory.shape[2]
+        last = make_layout(N, n, m, N - 1, skip, text.device).is_sketch.nonzero()[m - 1 :: m, 0]
+        state = norm(self.match(self.states[:, last[:-1]])).flatten(0, 1)  # of chunks 0 to N - 3
+        shown = norm(memory[:, 1 : N - 1].mean(dim=2)).flatten(0, 1)  # each one's next chunk
+        scores = 10 / self.config.width * state @ shown.T  # ten times the cosine
+        loss = F.cross_entropy(scores.float(), torch.arange(len(scores), device=text.device))
+        return AddLoss.apply(logits, self.WEIGHT * loss)
+
+
+class AddLoss(torch.autograd.Function):
+    """Logits as they are; what trains on them trains on a loss besides. After Megatron-LM."""
+
+    @staticmethod
+    def forward(ctx, logits, loss):
+        return logits.view_as(logits)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, torch.ones((), device=gradient.device)
 
 
 class Frozen(Vist2):
@@ -192,57 +296,37 @@ class Gist(Leak):
 @dataclass(frozen=True)
 class Rival:
     """A model, and the history that it is trained and evaluated under: "sketch" has a memory, and
-    learns to read it. writing: the history of a Session, None where none keeps the rival's cache.
+    learns to read it. writing: makes a Session of a model and a batch size, None where none keeps
+    the rival's cache. merge: patches in one of its tokens, of a sketch that is finer in turn.
+    trained: the rival whose weights, at that finer ratio, it takes as they are.
     """
 
     model: type[Vist2]
     history: str = "sketch"
-    writing: str | None = None
+    writing: Callable | None = None
     spells: bool = True
+    merge: int = 1
+    trained: str | None = None
 
 
 REFERENCES = ("none", "full")  # they have no memory, and so no ratio
 RIVALS = {
     "none": Rival(Vist2, "none"),  # the lower reference
-    "full": Rival(Vist2, "full", "full"),  # the upper one: a plain GPT
-    "sketch": Rival(Vist2, writing="sketch"),  # VIST2
+    "full": Rival(Vist2, "full", partial(Session, history="full")),  # the upper one: a plain GPT
+    "sketch": Rival(Vist2, writing=Session),  # VIST2
+    "merge": Rival(Vist2, writing=Session, merge=2),
+    "poolsketch": Rival(PoolSketch, writing=Session, merge=2),
+    "prune": Rival(Prune, merge=Prune.KEEP),
+    "pruned": Rival(Prune, merge=Prune.KEEP, trained="sketch"),
+    "contrast": Rival(Contrast, writing=Session),
     "recent": Rival(Recent, "recent"),
-    "meanpool": Rival(MeanPool, writing="sketch"),
-    "conv": Rival(Conv, writing="sketch"),
-    "queries": Rival(Queries, writing="sketch"),
-    "gist": Rival(Gist, spells=False),
-    "slowfast": Rival(SlowFast),
+    "patches": Rival(Patches, writing=Session),
+    "meanpool": Rival(MeanPool, writing=Session),
+    "conv": Rival(Conv, writing=Session),
+    "queries": Rival(Queries, writing=Session),
+    "gist": Rival(Gist, writing=GistSession, spells=False),
+    "slowfast": Rival(SlowFast, writing=SlowFastSession),
     "prompt": Rival(PromptOnly),
-    "leak": Rival(Leak),
+    "leak": Rival(Leak, writing=GistSession),
     "frozen": Rival(Frozen),
 }
-
-
-def costs(name: str, config: Config) -> dict:
-    """What a rival keeps of a finished chunk, and what it takes to make it.
-
-    entries: in the decoder's cache. text: entries of text that it keeps on top. KiB: the least of
-    its memory that can be stored: m vectors, which the decoder can read again, or keys and values
-    of all layers where these have read text.
-    """
-    rival, n, m = RIVALS[name], config.chunk, config.sketch_tokens
-    has_memory = rival.history == "sketch"
-    entries = {"none": 0, "full": n}.get(name, m)
-    numbers = entries * 2 * config.layers * config.kv_heads * config.head_width
-    if has_memory and not issubclass(rival.model, Leak):
-        numbers = m * config.width
-    weights, work = 0, 0
-    if has_memory:
-        with torch.device("meta"):
-            model, chunk = rival.model(config), torch.zeros(1, 1, n, dtype=torch.long)
-        work = flops(lambda: model.compress(chunk))[0]
-        shared = ("decoder", "speller", "embedding", "head")
-        own = [p for key, p in model.named_parameters() if not key.startswith(shared)]
-        weights = sum(p.numel() for p in own)
-    return {
-        "encoder weights": weights,
-        "encoder MFLOP": work / 1e6,
-        "entries": entries,
-        "text": {"slowfast": n, "prompt": "all after the prompt"}.get(name, 0),
-        "KiB": 4 * numbers / 1024,
-    }

@@ -115,7 +115,8 @@ def test_all_settings_name_a_run_and_gist_reads_while_others_spell(small_file, m
     [
         (["--rivals", "sketch,cnn"], "'cnn' is unknown, expected some of none,full,sketch"),
         (["--steps", "3"], "not allowed with argument --quick"),
-        (["--rivals", "gist", "--writing"], "--writing is for full, sketch"),
+        (["--rivals", "prune", "--writing"], "--writing is for full, sketch"),
+        (["--rivals", "prune", "--ratios", "2"], "prune at 2x takes a sketch of 1x, there is none"),
     ],
 )
 def test_bad_settings_get_one_clear_line(printed, capsys, arguments, said):

@@ -1,0 +1,82 @@
+"""Rolling caches of rivals whose memory of a chunk is made while text is still in the cache.
+
+Both read a prompt chunk by chunk, as they would write it. Shapes are those of vist2.py.
+"""
+
+import torch
+from torch import Tensor
+
+from cache import Session
+from mask import sketch_positions
+from vist2 import START, Vist2
+
+
+class ChunkwiseSession(Session):
+    """Base: `_finish_chunk` says what becomes of the cache when a chunk is full."""
+
+    def __init__(self, model: Vist2, batch: int = 1, capacity: int | None = None):
+        super().__init__(model, batch, "full", capacity)  # memory is never more than text
+        self.history = "sketch"
+
+    @torch.inference_mode()
+    def _refill(self, text: Tensor, sketched: int, opening: int) -> Tensor:
+        n = self.model.config.chunk
+        self.text[:, : text.shape[1]] = text
+        self.count = self.mark = self.cache.length = 0
+        logits = self._open(torch.full((len(text), 1), opening, device=text.device))
+        for start in range(0, text.shape[1], n):
+            chunk = text[:, start : start + n]
+            run = torch.cat([self.opening, chunk[:, : n - 1]], dim=1)
+            x = self.model.embed_text(run, self.opening)[:, 1:]
+            positions = torch.arange(x.shape[1], device=text.device) + start + 1
+            self.count = start + chunk.shape[1]
+            logits = self._feed(x, positions, opens=False) if x.shape[1] else logits
+            if self.count % n == 0:
+                logits = self._finish_chunk()
+        return logits
+
+    def _open(self, opening: Tensor) -> Tensor:
+        self.opening, self.sketched = opening, self.count // self.model.config.chunk
+        position = torch.tensor([self.count], device=opening.device)
+        return self._feed(self.model.embed_text(opening, opening), position, opens=True)
+
+    def _add_sketch(self, back: int) -> None:
+        """Append the sketch tokens of the last chunk but so many."""
+        n, m = self.model.config.chunk, self.model.config.sketch_tokens
+        end = self.count - back * n
+        memory = self.model.compress(self.text[:, None, end - n : end])[:, 0]
+        chunk = torch.tensor([end // n - 1], device=memory.device)
+        self._feed(memory, sketch_positions(chunk, n, m)[0], m, opens=False)
+
+
+class SlowFastSession(ChunkwiseSession):
+    """A finished chunk stays text until the next one is finished, then turns into its sketch:
+
+        [ sketches of chunks 0..i-2 | text of chunk i-1 | text of the open chunk i ]
+
+    After t bytes, f = floor(t/n) of them in finished chunks, it holds max(f - 1, 0) m + min(f, 1) n
+    + 1 + t mod n entries.
+    """
+
+    def _finish_chunk(self) -> Tensor:
+        n, held = self.model.config.chunk, self.cache.buffer
+        if self.count >= 2 * n:
+            newest = held[..., self.mark + n : self.mark + 2 * n, :].clone()
+            self.cache.length = self.mark
+            self._add_sketch(back=1)
+            held[..., self.mark : self.mark + n, :] = newest
+            self.cache.length = self.mark + n
+        return self._open(self.text[:, self.count - 1 : self.count])
+
+
+class GistSession(ChunkwiseSession):
+    """The tokens kept of a chunk read its text in the decoder; then they take the text's place.
+    They are all that is left of it: floor(t/n) m + 1 + t mod n entries after t bytes."""
+
+    def _finish_chunk(self) -> Tensor:
+        m, held = self.model.config.sketch_tokens, self.cache.buffer
+        mark, end = self.mark, self.cache.length
+        self._add_sketch(back=0)
+        held[..., mark : mark + m, :] = held[..., end : end + m, :].clone()
+        self.cache.length = self.mark
+        return self._open(torch.full_like(self.opening, START))
