@@ -12,6 +12,7 @@
     costs FILE                    what bench --json has measured
     rivals FILE                   what compare --json has: gap closed
     ratios FILE                   ... and by bytes a memory token
+    sweep FILE                    what sweep --json has: fewer tokens or more parameters
 
 Each writes NAME.png into the current folder, or --out. Pillow draws what is made of pixels; the
 rest takes matplotlib, which nothing else here needs (pip install matplotlib).
@@ -472,6 +473,29 @@ def ratios(args: argparse.Namespace) -> None:
     figure.savefig(args.out, dpi=100)
 
 
+def sweep(args: argparse.Namespace) -> None:
+    """Loss and recall by ratio; a line for each cost of reading, at which decoders are as wide as
+    fits."""
+    content = read_file(args.file)
+    with expect("what sweep --json writes", args.file):
+        rows = take(json.loads(content), "rows", list)
+        points = [
+            [take(row, field) for field in ("GFLOP at most", "ratio", "bpb", "recall 8")]
+            for row in rows
+        ]
+    figure, axes = new_figure(1, 2, (13, 5))
+    for column, axis in zip((2, 3), axes, strict=True):
+        for cost in dict.fromkeys(point[0] for point in points):
+            line = [(point[1], point[column]) for point in points if point[0] == cost]
+            axis.plot(*zip(*line, strict=True), ".-", label=f"{cost:g} GFLOP a prompt")
+        axis.set(xlabel="bytes a memory token")
+        axis.set_xscale("log", base=2)
+        axis.legend()
+    axes[0].set(title="held-out text", ylabel="bits per byte")
+    axes[1].set(title="recall at eight chunks", ylabel="share of values right")
+    figure.savefig(args.out, dpi=100)
+
+
 # ------------------------------------------------------------------------------ command line
 
 
@@ -512,7 +536,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--data", metavar="PATH", help="what they were trained on, as in train.py")
     add = picture(reading, "reading and recall over training")
     add("logs", nargs="+", help="log.jsonl of one run, or of runs in a row")
-    for draw, program in ((costs, "bench"), (rivals, "compare"), (ratios, "compare")):
+    measured = {costs: "bench", rivals: "compare", ratios: "compare", sweep: "sweep"}
+    for draw, program in measured.items():
         add = picture(draw, f"what {program} has measured")
         add("file", help=f"what {program} --json has written")
     args = parser.parse_args(argv)

@@ -1,0 +1,117 @@
+"""Fewer tokens or more parameters: decoders of equal cost at several ratios, trained and scored.
+
+    python -m experiments.sweep             three costs, four ratios: hours
+    python -m experiments.sweep --sizes     what would be trained
+
+The question of "Inference Optimal VLMs Need Fewer Visual Tokens and More Parameters" (arXiv
+2411.03312). At each cost of reading a prompt a ratio takes the widest decoder that fits, and is as
+deep as wide; ratio 1 is all text. The encoder is the same for all. Ratios above 4 are merged.
+"""
+
+import argparse
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+import evaluate
+from common import find_device
+from console import check_range, check_writable, command_line
+from curriculum import DEFAULTS, MAX_STEPS
+from data import Corpus, load_corpus
+from experiments.bench import count_deep, make_model
+from experiments.compare import DIGITS, Run, make_run, score_or_load, train_or_load
+from experiments.report import flops, save_json, show, this_machine
+from vist2 import Config
+
+RATIOS = {1: ("full", 1), 4: ("sketch", 1), 8: ("sketch", 2), 16: ("sketch", 4)}  # history, merge
+COSTS = (0.7, 1.4, 2.8)  # GFLOP to read a prompt
+PROMPT = 2048  # bytes
+STEP = 16  # of widths
+
+
+@dataclass(frozen=True)
+class SizedRun(Run):
+    width: int = 128
+
+    @property
+    def config(self) -> Config:
+        return resize(super().config, self.width)
+
+
+def resize(config: Config, width: int) -> Config:
+    """A config with a decoder of another width, in the proportions of `tiny`."""
+    heads, layers = max(1, width // 32), max(1, round(width / 32))
+    return replace(config, width=width, layers=layers, heads=heads, kv_heads=heads, mlp=4 * width)
+
+
+@functools.cache
+def reading_cost(config: Config, history: str) -> float:
+    """GFLOP of reading a prompt, counted on the meta device."""
+    chunk = torch.empty(1, 1, config.chunk, device="meta")
+    encoder, _ = flops(lambda: make_model(config, "meta").compress(chunk))
+    return count_deep(config, history, PROMPT, encoder)["read"] / 1e9
+
+
+def fit_run(ratio: int, cost: float, **settings) -> SizedRun:
+    """The run of the widest decoder at a ratio that reads a prompt for at most so many GFLOP."""
+    history, merge = RATIOS[ratio]
+    settings = vars(make_run(history, 4, **settings)) | {"merge": merge}
+    run, wider = None, SizedRun(**settings, width=STEP)
+    while reading_cost(wider.config, history) <= cost or run is None:
+        run, wider = wider, replace(wider, width=wider.width + STEP)
+    return run
+
+
+def size_row(cost: float, run: SizedRun) -> dict:
+    config = run.config
+    weights = sum(p.numel() for p in make_model(config, "meta").parameters())
+    return {
+        "GFLOP at most": cost,
+        "ratio": 1 if run.history == "full" else config.ratio,
+        "width": config.width,
+        "layers": config.layers,
+        "weights, million": weights / 1e6,
+        "GFLOP": reading_cost(config, run.history),
+    }
+
+
+def sweep_rows(runs: list[tuple[float, SizedRun]], corpus: Corpus) -> Iterator[dict]:
+    for cost, run in runs:
+        score, model = score_or_load(run, corpus, None), train_or_load(run, corpus)
+        bits = {name: score[name] for name in DIGITS if name in score}
+        recall = evaluate.recall_by_distance(model, corpus, run.history, 8, evaluate.QUESTIONS)
+        yield size_row(cost, run) | bits | recall
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.sweep", description=__doc__)
+    add = parser.add_argument
+    add("--steps", type=int, default=1500, help="of each run, about (%(default)s)")
+    add("--lr", type=float, default=DEFAULTS["tiny"]["lr"], help="Muon's, of all (%(default)s)")
+    add("--sizes", action="store_true", help="show what would be trained, and stop")
+    add("--data", metavar="PATH", help="file or folder; default: Python's standard library")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (%(default)s)")
+    add("--out", metavar="DIR", default="runs/sweep", help="for all runs (%(default)s)")
+    add("--json", metavar="PATH", help="write the table as JSON")
+    args = parser.parse_args(argv)
+    with command_line("sweep.py", "--data"):
+        check_range("--steps", args.steps, 1, MAX_STEPS)
+        check_writable(args.json)
+        how = dict(steps=args.steps, lr=args.lr, device=args.device, out=args.out)
+        runs = [(cost, fit_run(ratio, cost, **how)) for cost in COSTS for ratio in RATIOS]
+        title = f"The widest decoders that read {PROMPT} bytes at a cost"
+        rows = (size_row(cost, run) for cost, run in runs)
+        if not args.sizes:
+            config = runs[0][1].config
+            corpus = load_corpus(args.data, config.chunks * config.chunk)
+            title, rows = f"{title}, after {args.steps} steps each", sweep_rows(runs, corpus)
+        content = {"machine": this_machine(find_device(args.device)), "steps": args.steps}
+        content["rows"] = show(title, rows)
+        if args.json:
+            save_json(args.json, content)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import make_model
+
+import curriculum
+import evaluate
+import train
+from experiments import compare, sweep
+from vist2 import Config
+
+HOW = dict(device="cpu", steps=3, lr=5e-3)
+
+
+@pytest.fixture(autouse=True)
+def miniature(monkeypatch):
+    mini = lambda run: Config.preset("mini", chunk=16, merge=run.merge)
+    monkeypatch.setattr(train.Settings, "config", property(mini))
+    monkeypatch.setitem(curriculum.DEFAULTS, "tiny", curriculum.DEFAULTS["mini"])
+    monkeypatch.setattr(evaluate, "QUESTIONS", 4)
+    monkeypatch.setattr(sweep, "PROMPT", 64)
+    monkeypatch.setattr(sweep, "COSTS", (0.01,))
+    sweep.reading_cost.cache_clear()
+
+
+@pytest.mark.parametrize("ratio", [1, 4, 16])
+def test_a_run_is_the_widest_that_fits(ratio):
+    run = sweep.fit_run(ratio, 0.01, **HOW)
+    wider = replace(run, width=run.width + sweep.STEP)
+    costs = [sweep.reading_cost(one.config, run.history) for one in (run, wider)]
+    assert costs[0] <= 0.01 < costs[1]
+    assert run.config.width == run.width and run.config.mlp == 4 * run.width
+    assert ratio == 1 or run.config.ratio == ratio
+
+
+def test_compressed_text_affords_more_parameters():
+    widths = [sweep.fit_run(ratio, 0.01, **HOW).width for ratio in sweep.RATIOS]
+    assert widths == sorted(widths) and widths[-1] > widths[0]
+
+
+def test_all_that_fits_is_trained_scored_and_written(small_file, tmp_path, monkeypatch, capsys):
+    small_file.write_bytes(5 * small_file.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    options = ["--data", str(small_file), "--steps", "3", "--device", "cpu", "--json", "sizes.json"]
+    sweep.main([*options, "--sizes"])
+    sizes = json.loads(Path("sizes.json").read_text())["rows"]
+    assert [row["ratio"] for row in sizes] == list(sweep.RATIOS) and not Path("runs").exists()
+    sweep.main(options)
+    rows = json.loads(Path("sizes.json").read_text())["rows"]
+    assert [row["width"] for row in rows] == [row["width"] for row in sizes]
+    assert all({"bpb", "recall 4"} <= row.keys() for row in rows)
+    said = capsys.readouterr().out
+    assert f"| {' | '.join(rows[0])} |" in said
+    monkeypatch.setattr(compare, "train", None)  # a call would fail: all is kept
+    sweep.main(options)
+    assert make_model(merge=4).config.ratio == rows[-1]["ratio"]
+
+
+def test_bad_steps_get_one_clear_line():
+    with pytest.raises(SystemExit, match="sweep.py: --steps is 0"):
+        sweep.main(["--steps", "0"])
