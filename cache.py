@@ -72,7 +72,8 @@ class Session:
         entries = capacity // n * m + n if history == "sketch" else capacity + 1
         self.cache = KVCache(model.config, batch, entries, model.head.weight)
         self.text = torch.zeros(batch, capacity, dtype=torch.long, device=model.device)
-        self.count = self.sketched = 0  # bytes of text, chunks held as sketches
+        self.count = self.closed = 0  # bytes of text, chunks before the open run of it
+        self.mark = 0  # entries of sketch tokens
 
     @property
     def cache_entries(self) -> int:
@@ -100,19 +101,15 @@ class Session:
         return attention(q, keys, values, attn_mask=mask)
 
     @torch.inference_mode()
-    def _feed(
-        self, x: Tensor, positions: Tensor, sketches: int = 0, opens: bool | None = None
-    ) -> Tensor:
+    def _feed(self, x: Tensor, positions: Tensor, sketches: int = 0, opens=True) -> Tensor:
         """Append x (B, T, C) to the cache, so many sketch tokens and then text; logits (B, 256)
-        after its last token. opens: whether the text begins a run; a lone byte goes on with one."""
+        after its last token. opens: whether text begins a run, or goes on with the newest one."""
         T, mask = x.shape[1], None  # a prefill is causal, and a single token sees all
         previous = torch.arange(1, T + 1, device=x.device)  # the first two keys are the newest
         newest = torch.tensor([sketches + 1 if sketches else 0, T + 1], device=x.device)
         if sketches:
             previous[0] = 0 if self.mark else 2
             self.mark += sketches
-        if opens is None:
-            opens = T > 1 or not self.cache.length
         if opens:
             previous[sketches] = sketches + 2
         if self.cache.length and T > 1:  # `is_causal` would align these to the top left
@@ -129,7 +126,7 @@ class Session:
         """Start anew from text (B, T) of which so many leading chunks are held as sketches."""
         (B, T), n, m = text.shape, self.model.config.chunk, self.model.config.sketch_tokens
         self.text[:, :T] = text
-        self.count, self.sketched = T, sketched
+        self.count, self.closed = T, sketched
         self.cache.length = self.mark = 0
         self.opening = torch.full((B, 1), opening, device=text.device)
         run = torch.cat([self.opening, text[:, sketched * n :]], dim=1)
@@ -162,27 +159,32 @@ class Session:
         if self.count == self.capacity:
             dropped = -(-(self.count // n) // 2)  # chunks: the oldest half, rounded up
             kept = self.text[:, dropped * n : self.count].clone()
-            sketched = max(0, self.sketched - dropped) if keeps_text else kept.shape[1] // n
+            sketched = max(0, self.closed - dropped) if keeps_text else kept.shape[1] // n
             return self._refill(kept, sketched, START)
         if not keeps_text and self.count % n == 0:
             return self._finish_chunk()
-        run = self.text[:, max(self.sketched * n, self.count - ratio) : self.count]
+        run = self.text[:, max(self.closed * n, self.count - ratio) : self.count]
         seen = torch.cat([self.opening, run], 1)[:, -ratio:]  # no input looks back further
         position = torch.tensor([self.count], device=self.text.device)
-        return self._feed(self.model.embed_text(seen, self.opening)[:, -1:], position)
+        x = self.model.embed_text(seen, self.opening)[:, -1:]
+        return self._feed(x, position, opens=False)
 
     def _finish_chunk(self) -> Tensor:
         """Put the open chunk's sketch, if any, in place of its text, and open the next chunk."""
-        n, m = self.model.config.chunk, self.model.config.sketch_tokens
         position = torch.tensor([self.count], device=self.text.device)
         self.opening = torch.full_like(self.opening, START)
         opening = self.model.embed_text(self.opening, self.opening)
         self.cache.length = self.mark
-        self.sketched += 1
+        self.closed += 1
         if self.history == "none":
             return self._feed(opening, position)
-        finished = self.text[:, self.count - n : self.count]
-        memory = self.model.compress(finished[:, None])[:, 0]  # (B, m, C)
-        positions = sketch_positions(position // n - 1, n, m)[0]
+        memory, positions = self._sketch(self.count)
         x = torch.cat([memory, opening], dim=1)
-        return self._feed(x, torch.cat([positions, position]), m)
+        return self._feed(x, torch.cat([positions, position]), len(positions))
+
+    def _sketch(self, end: int) -> tuple[Tensor, Tensor]:
+        """Sketch tokens (B, m, C) of the chunk that ends at a byte, and their positions (m,)."""
+        n, m = self.model.config.chunk, self.model.config.sketch_tokens
+        chunk = torch.tensor([end // n - 1], device=self.text.device)
+        memory = self.model.compress(self.text[:, None, end - n : end])[:, 0]
+        return memory, sketch_positions(chunk, n, m)[0]

@@ -2,8 +2,8 @@
 
 The model forgets how to read before it finds a use for it, unless four things hold: sketches and
 bytes share a code (`Vist2.predict_patch_bytes`); the history is learned where the model cannot do
-without it, in chunks as short as one patch and from questions about the past; reading and spelling
-stay in the mix; and every step mixes the tasks of its stage in one gradient.
+without it, in chunks as short as one sketch token and from questions about the past; reading and
+spelling stay in the mix; and every step mixes the tasks of its stage in one gradient.
 """
 
 from collections.abc import Iterable, Iterator
@@ -24,7 +24,7 @@ from data import (
     spelling_batch,
 )
 from questions import EXAMPLES, question_batch, repeat_example, sample_of_similar_length
-from render import fills_page
+from render import fills_page, patches_per_chunk
 from vist2 import Config
 
 CHUNK_PARTS = {"sixteenth": 1 / 16, "quarter": 1 / 4, "whole": 1}  # of the config's chunk length
@@ -162,12 +162,11 @@ def fit_to_corpus(stages: Iterable[Stage], config: Config, text: Text) -> list[S
 
 
 def chunk_of(part: float, config: Config) -> int:
-    """A part of the config's chunk length: the longest up to it that makes pages of whole patches
-    and divides the whole."""
-    k = config.merge
-    m = config.sketch_tokens * k
-    pages = [p for p in range(k, m + 1, k) if m % p == 0 and fills_page(p)]
-    return config.chunk // m * max(p for p in pages if p <= max(pages[0], m * part))
+    """A part of the config's chunk length: the longest up to it that makes pages of whole sketch
+    tokens and divides the whole, or the shortest."""
+    most, k = patches_per_chunk(config.chunk, config.cell), config.merge
+    pages = [p for p in range(k, most + 1, k) if most % p == 0 and fills_page(p)]
+    return config.chunk // most * max(p for p in pages if p <= max(pages[0], most * part))
 
 
 def sample_batches(

@@ -7,7 +7,7 @@ sketch is a page of glyphs in reading order, 64 pixels wide: four of the encoder
     ratio         2x         4x         8x            16x          bytes in one patch
     to a person   terminal   narrow     tiny          a blur
 
-There are no parameters here. The cell is the compression dial, and one that a person can see:
+There are no parameters here. The cell is a compression dial, and one that a person can see:
 
     python render.py README.md --out sketch.png --cell 16x4
 """

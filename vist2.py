@@ -69,7 +69,7 @@ class Config:
 
     chunk: int = 64  # n, bytes
     cell: tuple[int, int] = (16, 4)  # pixels of one byte (height, width): a compression dial
-    merge: int = 1  # neighbouring patches in one sketch token: the other one
+    merge: int = 1  # neighbouring patches in one sketch token: a second one
     chunks: int = 8  # N, chunks in a training window
     width: int = 128  # C of the decoder
     layers: int = 4
@@ -89,6 +89,8 @@ class Config:
             if field.name != "cell" and not known:
                 raise UserError(f"{field.name} is {value!r}, expected a number from 1 to {most:,}")
         patches = patches_per_chunk(self.chunk, self.cell)
+        if self.merge & (self.merge - 1):  # else a token may join a line's end and the next line
+            raise UserError(f"merge is {self.merge}, expected a power of two")
         for name, of, step in (  # a quarter of a head turns, in pairs
             ("patches of a chunk, with merge,", patches, self.merge),
             ("heads", self.heads, self.kv_heads),
@@ -249,7 +251,7 @@ class Encoder(nn.Module):
 
 class Aligner(nn.Module):
     """The modal aligner of the paper, tanh(v W + b): encoder width -> decoder width. Neighbouring
-    patches enter side by side, as in InternVL's and nanoVLM's pixel shuffle."""
+    patches enter side by side, in the channels: InternVL and nanoVLM do so with squares of them."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -346,19 +348,19 @@ class Vist2(nn.Module):
         opening = torch.cat([openings[:, : S + 1], text[:, S:-1, -1]], dim=1)[:, :, None]
         inputs = torch.cat([opening, text[:, :, :-1]], dim=2)  # (B, N, n)
         x = self.embed_text(inputs[:, S:].flatten(1), opening[:, S]).unflatten(1, (N - S, n))
-        m = n // self.config.ratio if memory is None else memory.shape[2]
-        plan = plan_forward(N, n, m, S, skip, self.may_attend, text.device)
+        m = 1
         if S == 0:
             x = x.flatten(1, 2)
         else:
             memory = self.compress(text[:, :S]) if memory is None else memory[:, :S]
             x = torch.cat([self.embed_text(inputs[:, :S], opening[:, :S]), x], dim=1)
-            x = interleave(x, memory.to(x.dtype), skip)  # (B, T, C)
+            x, m = interleave(x, memory.to(x.dtype), skip), memory.shape[2]  # (B, T, C)
+        plan = plan_forward(N, n, m, S, skip, self.may_attend, text.device)
         x = self.decoder(x, plan.positions, [partial(attention, plan=plan)] * self.config.layers)
         return self.head(x.index_select(1, plan.outputs)).unflatten(1, (N - skip, n))
 
     def predict_patch_bytes(self, memory: Tensor) -> Tensor:
-        """What each sketch token says of its own patch: (B, N, m, C) -> (B, N, n, 256) logits, ten
+        """What each sketch token says of its patches: (B, N, m, C) -> (B, N, n, 256) logits, ten
         times the cosine of a linear map for each byte of a patch with the bytes' embeddings.
 
         For training only, and not in the paper: it gives sketches and bytes a common code, so that

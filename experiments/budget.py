@@ -3,14 +3,16 @@
     python -m experiments.budget                                      of runs/full, runs/sketch
     python -m experiments.budget runs/full/model.pt weights/tiny.pt --json budget.json
 
-A budget is a number of cache entries. The open chunk is text and may take n of them; the rest holds
-finished chunks, as text under history `full`, as sketches under `sketch`. What is farther back is
-forgotten: out of reach by construction.
+A budget is a number of cache entries. Under history `full` they are the newest bytes. Under
+`sketch` the open chunk takes up to n of them, the rest holds sketches of the chunks before, of as
+many as training saw at most. What is farther back is out of reach by construction.
 """
 
 import argparse
 from collections.abc import Iterator
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 import evaluate
@@ -25,16 +27,33 @@ BUDGETS = (64, 128, 256, 512)  # cache entries
 DISTANCES = (1, 2, 4, 8, 16, 32)  # chunks
 
 
-def reach(config: Config, history: str, entries: int) -> int:
-    """Finished chunks that a budget holds beside an open one."""
-    each = config.chunk if history == "full" else config.sketch_tokens
-    return max(0, (entries - config.chunk) // each)
+def chunks_held(config: Config, info: dict, entries: int) -> int:
+    """Sketches that a budget holds beside an open chunk."""
+    held = max(0, entries - config.chunk) // config.sketch_tokens
+    return min(held, info["max_window"] // config.chunk - 1)
 
 
-def cut(example: Example, n: int, chunks: int) -> Example:
-    """An example with as much of its context as the last `chunks` before its open chunk hold."""
-    gone = max(0, -(-example.length // n) - 1 - chunks)
-    return Example(example.context[gone * n :], example.turns)
+def bits_at(model: Vist2, info: dict, text: Tensor, entries: int) -> tuple[int, float]:
+    """(bytes seen at most, bits per byte) of the last chunk of each window (K, N n) of text."""
+    n, history = model.config.chunk, info["history"]
+    if history == "sketch":
+        seen = (1 + chunks_held(model.config, info, entries)) * n
+        chunks = text[:, -seen:].unflatten(1, (-1, n))
+        return seen, evaluate.bits_of(model, chunks, history)[:, -1].mean().item()
+    length, step = text.shape[1], n // 4  # the oldest bytes go a quarter of a chunk at a time
+    parts = [text[:, end - entries : end] for end in range(length - n + step, length + 1, step)]
+    parts = torch.cat(parts).unflatten(1, (-1, step))
+    return entries, evaluate.bits_of(model, parts, history)[:, -1].mean().item()
+
+
+def cut(example: Example, model: Vist2, info: dict, entries: int) -> Example:
+    """An example with as much of its context as is held when the response ends."""
+    n = model.config.chunk
+    if info["history"] == "full":
+        gone = example.length - entries
+    else:
+        gone = (-(-example.length // n) - 1 - chunks_held(model.config, info, entries)) * n
+    return Example(example.context[max(0, gone) :], example.turns)
 
 
 def budget_rows(
@@ -42,21 +61,20 @@ def budget_rows(
 ) -> Iterator[dict]:
     """A row for each budget and model. Bits are those of the same held-out chunks for all."""
     n = models[0][0].config.chunk
-    farthest = max(reach(model.config, info["history"], BUDGETS[-1]) for model, info in models)
-    text = corpus.held_out.windows((farthest + 1) * n)
-    text = text[:: max(1, len(text) // windows)][:windows].unflatten(1, (-1, n))
+    farthest = max(BUDGETS[-1] + n, *(info["max_window"] for _, info in models))
+    text = corpus.held_out.windows(farthest)
+    text = text[:: max(1, len(text) // windows)][:windows]
     asked = {d: evaluate.sample_questions(corpus, n, d, questions) for d in DISTANCES}
     for entries in BUDGETS:
         for model, info in models:
-            history = info["history"]
-            chunks = reach(model.config, history, entries)
-            bits = evaluate.bits_of(model, text[:, -1 - chunks :], history)[:, -1]
-            row = {"entries": entries, "history": history, "ratio": f"{model.config.ratio}x"}
-            row |= {"bytes of past": chunks * n, "bits per byte": bits.mean().item()}
+            ratio = "" if info["history"] == "full" else f"{model.config.ratio}x"
+            seen, bits = bits_at(model, info, text, entries)
+            row = {"entries": entries, "history": info["history"], "ratio": ratio}
+            row |= {"bytes seen, at most": seen, "bits per byte": bits}
             for d, examples in tqdm(asked.items(), "asking", leave=False):
-                shown = [cut(example, n, chunks) for example in examples]
-                row[f"recall {d}"] = evaluate.exact_match(model, shown, history)
-            yield row | ({"ratio": ""} if history == "full" else {})
+                shown = [cut(example, model, info, entries) for example in examples]
+                row[f"recall {d}"] = evaluate.exact_match(model, shown, info["history"])
+            yield row
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -309,7 +309,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--ratios", type=ratios, default=[4], help="of 2,4,8,16 (4)")
     add("--seeds", type=int, default=1, help="how many (%(default)s)")
     length("--steps", type=int, default=steps, help="of each run, about (%(default)s)")
-    quick = f"{QUICK} steps: does it run? some ten minutes for all, on one thread"
+    quick = f"{QUICK} steps: does it run?"
     length("--quick", action="store_true", help=quick)
     add("--lr", type=float, default=lr, help="Muon's, of every run (%(default)s)")
     add("--writing", action="store_true", help="then let rivals write, and a `full` judge it")

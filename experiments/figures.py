@@ -61,9 +61,9 @@ class Watched(Session):
     (entries,) tensor a layer, the mean over heads of what the softmax gives to each entry of the
     cache."""
 
-    def _feed(self, *inputs):
+    def _feed(self, *inputs, **how):
         self.seen: list[torch.Tensor] = []
-        self.logits = super()._feed(*inputs)
+        self.logits = super()._feed(*inputs, **how)
         return self.logits
 
     def attend(self, layer, mask, previous, newest, q, k, v):
@@ -98,7 +98,7 @@ def moments(
     session.prefill(as_row(prompt))
     for new in write(session, session.logits, count):
         text = session.text[0, : session.count].clone()
-        S, probabilities = session.sketched, session.logits[0].softmax(-1)
+        S, probabilities = session.closed, session.logits[0].softmax(-1)
         finished, rest = text[: S * n].view(S, n), bytes(text[S * n :].tolist())
         yield Moment(finished, rest, session.seen, probabilities)
         if new.item() == stop:
@@ -286,7 +286,7 @@ def cache(args: argparse.Namespace) -> None:
         for _ in range(begin, total):
             session.step(torch.zeros(1, dtype=torch.long))
             entries.append(session.cache_entries)
-            sketches.append(session.sketched * config.sketch_tokens)
+            sketches.append(session.mark)
         grown = range(begin, total + 1)
         axis.plot(grown, entries, color=colour, label=history)
         if history == "sketch":

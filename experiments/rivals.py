@@ -90,8 +90,9 @@ class Queries(Latent):
 
 
 class Patches(Latent):
-    """The same ViT, fed the embeddings of a patch's bytes side by side in place of its pixels: what
-    pixels alone give or cost (arXiv 2512.03643)."""
+    """The same ViT, fed the embeddings of a patch's bytes side by side in place of its pixels: the
+    control that is closest to pixels (arXiv 2512.03643). Besides, its encoder and the text share
+    embeddings from the first step on, and its patches are runs of bytes at every ratio."""
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -106,8 +107,9 @@ class Patches(Latent):
 
 
 class PoolSketch(Vist2):
-    """A finer sketch, the mean of every `merge` visual tokens: the average pooling of "Efficient
-    Large Multi-modal Models via Visual Context Compression" (arXiv 2406.20092)."""
+    """A finer sketch, the mean of every `merge` visual tokens: average pooling, after "Efficient
+    Large Multi-modal Models via Visual Context Compression" (arXiv 2406.20092), but before the
+    decoder and in one stage."""
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -119,11 +121,15 @@ class PoolSketch(Vist2):
 
 
 class Prune(Vist2):
-    """A finer sketch, of which one token in KEEP stays, in order: those that the patches of the
-    sketch attend to most in the ViT's last layer, as in VisionDrop (arXiv 2506.22283). What goes
-    spells nothing. Its weights are those of a plain model of the finer sketch."""
+    """A finer sketch, of which one token in ONE_IN stays, in order: those that the patches attend
+    to most in the ViT's last layer. VisionDrop (arXiv 2506.22283) selects so, and also merges.
 
-    KEEP = 2
+    Its weights are those of a plain model of the finer sketch. So the tokens that stay stand at
+    even distances, not at their own places; text looks back as far as a finer patch; and half of
+    the spelling loss is about bytes of which nothing is said.
+    """
+
+    ONE_IN = 2
 
     def __init__(self, config: Config):
         super().__init__(replace(config, merge=1))
@@ -136,7 +142,7 @@ class Prune(Vist2):
 
     def compress(self, chunks):
         tokens = super().compress(chunks)
-        m = tokens.shape[2] // self.KEEP
+        m = tokens.shape[2] // self.ONE_IN
         kept = self.received.topk(m).indices.sort().values
         self.kept = kept.view(*tokens.shape[:2], m, 1).expand(-1, -1, -1, tokens.shape[-1])
         return tokens.gather(2, self.kept)
@@ -144,13 +150,8 @@ class Prune(Vist2):
     def predict_patch_bytes(self, memory):
         """Of the memory that `compress` has made last."""
         B, N, m, C = memory.shape
-        tokens = memory.new_zeros(B, N, m * self.KEEP, C).scatter(2, self.kept, memory)
+        tokens = memory.new_zeros(B, N, m * self.ONE_IN, C).scatter(2, self.kept, memory)
         return super().predict_patch_bytes(tokens)
-
-    def forward(self, text, openings=None, history="sketch", memory=None, *more, **other):
-        if memory is None and history == "sketch":
-            memory = self.compress(text[:, : max(1, text.shape[1] - 1)])
-        return super().forward(text, openings, history, memory, *more, **other)
 
 
 class Contrast(Vist2):
@@ -158,7 +159,7 @@ class Contrast(Vist2):
     state before a chunk picks this chunk's mean token among those of the batch. After LCL (arXiv
     2406.07543), which trains a vision model so on interleaved text."""
 
-    WEIGHT = 0.1  # of this loss, where a step's other losses have weights of about 1 in all
+    WEIGHT = 0.1  # of this loss, in each batch with sketches of a step: 0.2 to 0.4, others about 2
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -172,7 +173,8 @@ class Contrast(Vist2):
             return logits
         m = memory.shape[2]
         last = make_layout(N, n, m, N - 1, skip, text.device).is_sketch.nonzero()[m - 1 :: m, 0]
-        state = norm(self.match(self.states[:, last[:-1]])).flatten(0, 1)  # of chunks 0 to N - 3
+        states, self.states = self.states, None  # they hold the graph
+        state = norm(self.match(states[:, last[:-1]])).flatten(0, 1)  # after chunks 0 to N - 3
         shown = norm(memory[:, 1 : N - 1].mean(dim=2)).flatten(0, 1)  # each one's next chunk
         scores = 10 / self.config.width * state @ shown.T  # ten times the cosine
         loss = F.cross_entropy(scores.float(), torch.arange(len(scores), device=text.device))
@@ -180,7 +182,8 @@ class Contrast(Vist2):
 
 
 class AddLoss(torch.autograd.Function):
-    """Logits as they are; what trains on them trains on a loss besides. After Megatron-LM."""
+    """Logits as they are; what trains on them trains on a loss besides, whatever it weighs them by.
+    Megatron-LM adds its losses of mixtures of experts so."""
 
     @staticmethod
     def forward(ctx, logits, loss):
@@ -297,7 +300,7 @@ class Gist(Leak):
 class Rival:
     """A model, and the history that it is trained and evaluated under: "sketch" has a memory, and
     learns to read it. writing: makes a Session of a model and a batch size, None where none keeps
-    the rival's cache. merge: patches in one of its tokens, of a sketch that is finer in turn.
+    the rival's cache. merge: patches for each of its tokens, of a sketch that is finer in turn.
     trained: the rival whose weights, at that finer ratio, it takes as they are.
     """
 
@@ -316,8 +319,8 @@ RIVALS = {
     "sketch": Rival(Vist2, writing=Session),  # VIST2
     "merge": Rival(Vist2, writing=Session, merge=2),
     "poolsketch": Rival(PoolSketch, writing=Session, merge=2),
-    "prune": Rival(Prune, merge=Prune.KEEP),
-    "pruned": Rival(Prune, merge=Prune.KEEP, trained="sketch"),
+    "prune": Rival(Prune, merge=Prune.ONE_IN),
+    "pruned": Rival(Prune, merge=Prune.ONE_IN, trained="sketch"),
     "contrast": Rival(Contrast, writing=Session),
     "recent": Rival(Recent, "recent"),
     "patches": Rival(Patches, writing=Session),

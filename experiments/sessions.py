@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from cache import Session
-from mask import sketch_positions
 from vist2 import START, Vist2
 
 
 class ChunkwiseSession(Session):
-    """Base: `_finish_chunk` says what becomes of the cache when a chunk is full."""
+    """Base: `_finish_chunk` says what becomes of the cache when a chunk is full. An opening
+    that `prefill` is given opens the first chunk."""
 
     def __init__(self, model: Vist2, batch: int = 1, capacity: int | None = None):
         super().__init__(model, batch, "full", capacity)  # memory is never more than text
@@ -30,23 +30,20 @@ class ChunkwiseSession(Session):
             x = self.model.embed_text(run, self.opening)[:, 1:]
             positions = torch.arange(x.shape[1], device=text.device) + start + 1
             self.count = start + chunk.shape[1]
-            logits = self._feed(x, positions, opens=False) if x.shape[1] else logits
+            logits = self._feed(x, positions, opens=False)
             if self.count % n == 0:
                 logits = self._finish_chunk()
         return logits
 
     def _open(self, opening: Tensor) -> Tensor:
-        self.opening, self.sketched = opening, self.count // self.model.config.chunk
+        self.opening, self.closed = opening, self.count // self.model.config.chunk
         position = torch.tensor([self.count], device=opening.device)
-        return self._feed(self.model.embed_text(opening, opening), position, opens=True)
+        return self._feed(self.model.embed_text(opening, opening), position)
 
-    def _add_sketch(self, back: int) -> None:
-        """Append the sketch tokens of the last chunk but so many."""
-        n, m = self.model.config.chunk, self.model.config.sketch_tokens
-        end = self.count - back * n
-        memory = self.model.compress(self.text[:, None, end - n : end])[:, 0]
-        chunk = torch.tensor([end // n - 1], device=memory.device)
-        self._feed(memory, sketch_positions(chunk, n, m)[0], m, opens=False)
+    def _add_sketch(self, end: int) -> None:
+        """Append the sketch tokens of the chunk that ends at a byte."""
+        memory, positions = self._sketch(end)
+        self._feed(memory, positions, len(positions), opens=False)
 
 
 class SlowFastSession(ChunkwiseSession):
@@ -63,7 +60,7 @@ class SlowFastSession(ChunkwiseSession):
         if self.count >= 2 * n:
             newest = held[..., self.mark + n : self.mark + 2 * n, :].clone()
             self.cache.length = self.mark
-            self._add_sketch(back=1)
+            self._add_sketch(self.count - n)
             held[..., self.mark : self.mark + n, :] = newest
             self.cache.length = self.mark + n
         return self._open(self.text[:, self.count - 1 : self.count])
@@ -76,7 +73,7 @@ class GistSession(ChunkwiseSession):
     def _finish_chunk(self) -> Tensor:
         m, held = self.model.config.sketch_tokens, self.cache.buffer
         mark, end = self.mark, self.cache.length
-        self._add_sketch(back=0)
+        self._add_sketch(self.count)
         held[..., mark : mark + m, :] = held[..., end : end + m, :].clone()
         self.cache.length = self.mark
         return self._open(torch.full_like(self.opening, START))

@@ -24,7 +24,8 @@ def deterministic():
 
 
 def make_model(kind=Vist2, **changes) -> Vist2:
-    """A mini model with random weights everywhere: nothing is zero by its initialisation."""
+    """A mini model with random weights everywhere: nothing is zero by its initialisation, and what
+    flows past the blocks has weights around 1."""
     model = kind(Config.preset("mini", **({"chunk": 16} | changes)))
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:

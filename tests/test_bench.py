@@ -66,7 +66,7 @@ def test_flops_are_those_counted_by_hand():
     config, length = Config.preset("mini", chunk=16), 16 * 65  # more chunks than a group
     n, m, C = 16, 4, config.width
     model = bench.make_model(config, "meta")
-    weights = sum(p.numel() for p in model.decoder.parameters() if p.ndim == 2)
+    weights = sum(p.numel() for p in model.decoder.blocks.parameters() if p.ndim == 2)
     scores = 4 * config.layers * config.heads * config.head_width  # for one pair of tokens
     chunk = torch.empty(1, 1, n, dtype=int, device="meta")
     encoder = report.flops(lambda: model.compress(chunk))[0]

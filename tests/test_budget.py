@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import info, make_model
 
 import evaluate
@@ -11,23 +12,38 @@ from experiments import budget
 from questions import Example
 from vist2 import Config
 
-
-def test_a_budget_holds_the_open_chunk_and_what_a_cache_would():
-    for ratio, config in ((4, Config()), (16, Config(merge=4))):
-        for entries in budget.BUDGETS:
-            chunks = budget.reach(config, "sketch", entries)
-            held = chunks * config.sketch_tokens + config.chunk
-            assert held <= entries < held + config.sketch_tokens or entries == config.chunk
-            assert chunks >= (ratio - 1) * budget.reach(config, "full", entries)
-    assert [budget.reach(Config(), "full", entries) for entries in budget.BUDGETS] == [0, 1, 3, 7]
+FULL, SKETCH = info(history="full"), info(max_window=8 * 16)
 
 
-def test_a_context_is_cut_to_the_chunks_before_the_open_one():
+def test_a_budget_holds_the_open_chunk_and_sketches_of_chunks_as_many_as_training_saw():
+    seen = info(max_window=2048)
+    for config, held in ((Config(), [0, 4, 12, 28]), (Config(merge=4), [0, 16, 31, 31])):
+        found = [budget.chunks_held(config, seen, entries) for entries in budget.BUDGETS]
+        assert found == held
+        for chunks, entries in zip(held, budget.BUDGETS, strict=True):
+            assert chunks * config.sketch_tokens + config.chunk <= entries
+
+
+def test_a_context_is_cut_to_what_is_held_when_the_response_ends(model):
     context = bytes(range(32, 132))
     example = Example(context, ((b"key", b"value"),))  # 111 bytes in all: 7 chunks of 16
-    assert budget.cut(example, 16, 6) == budget.cut(example, 16, 99) == example
-    assert budget.cut(example, 16, 2).context == context[4 * 16 :]
-    assert budget.cut(example, 16, 0).context == context[6 * 16 :]
+    cut = lambda info, entries: budget.cut(example, model, info, entries)
+    assert cut(FULL, 111) == cut(SKETCH, 16 + 6 * 4) == cut(SKETCH, 999) == example
+    assert cut(FULL, 51).context == context[60:] and cut(FULL, 51).length == 51
+    assert cut(SKETCH, 16 + 2 * 4).context == context[4 * 16 :]
+    assert cut(SKETCH, 16).context == context[6 * 16 :] and cut(FULL, 8).context == b""
+
+
+def test_bits_are_those_of_the_last_chunk_with_no_more_past_than_fits(model):
+    text = torch.randint(256, (3, 8 * 16))
+    plain = evaluate.bits_of(model, text.unflatten(1, (-1, 16)), "sketch")[:, -1].mean().item()
+    assert budget.bits_at(model, SKETCH, text, 999) == (8 * 16, pytest.approx(plain, abs=1e-4))
+    seen, bits = budget.bits_at(model, FULL, text, 32)
+    expected = []
+    for end in (116, 120, 124, 128):  # four bytes each, of the newest 32
+        window = text[:, None, end - 32 : end]
+        expected.append(evaluate.bits_of(model, window, "full")[:, 0, -4:])
+    assert (seen, bits) == (32, pytest.approx(torch.stack(expected).mean().item(), abs=1e-4))
 
 
 @pytest.fixture
@@ -52,10 +68,10 @@ def test_contexts_and_pasts_are_cut_to_what_fits(arguments, monkeypatch, capsys)
     assert [(row["entries"], row["history"]) for row in rows] == [
         (entries, history) for entries in (16, 32) for history in ("full", "sketch")
     ]
-    assert [row["bytes of past"] for row in rows] == [0, 0, 16, 4 * 16]
+    assert [row["bytes seen, at most"] for row in rows] == [16, 16, 32, 4 * 16]
     assert f"| {' | '.join(rows[0])} |" in said
     lengths = [max(len(example.context) for example in some) for some in asked]
-    assert max(lengths[:4]) < 16 <= lengths[4] < 32 and lengths[7] <= 5 * 16
+    assert max(lengths[:4]) < 16 and 16 < lengths[4] < 32 < lengths[7] <= 4 * 16
 
 
 @pytest.mark.parametrize(

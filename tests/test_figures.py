@@ -233,7 +233,8 @@ def test_every_command_in_the_docs_is_known_and_writes_into_the_current_folder(m
     commands = []
     for page in (ROOT / "README.md", *ROOT.glob("docs/*.md")):
         commands += re.findall(r"python -m experiments\.(\w+)([^`#\n]*)", page.read_text())
-    assert {name for name, _ in commands} >= {"bench", "compare", "figures", "kinds"}
+    known = {"bench", "budget", "compare", "figures", "kinds", "sweep"}
+    assert {name for name, _ in commands} == known
     for name, options in commands:
         module, options = import_module(f"experiments.{name}"), shlex.split(options)
         monkeypatch.setattr(module, "command_line", None)  # comes after all options are parsed

@@ -124,6 +124,11 @@ def test_a_token_stands_for_the_next_bytes_in_the_order_of_the_text(name):
     assert moved[1] > 0
     if name not in ("queries", "patches"):  # which look at the whole chunk
         assert moved.argmax() == 1 and moved[3] == 0
+    if name == "patches":
+        fed: list[torch.Tensor] = []
+        model.encoder.embed.register_forward_hook(lambda *call: fed.append(call[-1]))
+        model.compress(text), model.compress(other)
+        assert (fed[0] != fed[1]).any(-1).any(0).tolist() == [False, True, False, False]
     changed = memory.clone()
     changed[0, 0, 1] += torch.randn(model.config.width)
     spelled = (model.predict_patch_bytes(changed) != model.predict_patch_bytes(memory)).any(-1)
@@ -182,17 +187,28 @@ def test_a_contrastive_loss_changes_no_logit_and_joins_the_gradient():
     model, text = make_rival("contrast"), random_text(2)
     plain = make_model()
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if k != "match.weight"})
-    memory, gradients = plain.compress(text).detach(), []
-    assert torch.equal(model(text, memory=memory), plain(text, memory=memory))
-    for weight in (0.1, 0.2):
-        model.WEIGHT = weight
-        model.zero_grad()
-        loss(model(text, memory=memory), text).backward()
-        gradients.append(model.match.weight.grad.clone())
-    torch.testing.assert_close(gradients[1], 2 * gradients[0])
+    memory, states = plain.compress(text), []
+    model.decoder.register_forward_hook(lambda *call: states.append(call[-1]))
+    logits = model(text, memory=memory, skip=2)
+    assert torch.equal(logits, plain(text, memory=memory, skip=2))
+    [state] = states  # (2, T, C): sketches of two chunks, then text and sketch of each, then text
+    ends = [m - 1, 2 * m - 1] + [2 * m + (n + m) * k - 1 for k in (1, 2, 3)]
+    layout = make_layout(N, n, m, N - 1, 2)
+    assert layout.is_sketch[ends].all() and layout.position[ends].tolist() == [
+        n * (k + 1) - 1 for k in range(N - 1)
+    ]
+    cosines = torch.nn.functional.cosine_similarity(
+        model.match(state[:, ends[:-1]]).view(-1, 1, 48),  # after chunks 0 to N - 3
+        memory[:, 1 : N - 1].mean(2).view(1, -1, 48),  # chunks 1 to N - 2
+        dim=-1,
+    )
+    by_hand = -(10 * cosines).log_softmax(-1).diagonal().mean()
+    expected = torch.autograd.grad(model.WEIGHT * by_hand, model.match.weight, retain_graph=True)
+    logits.sum().backward()
+    torch.testing.assert_close(model.match.weight.grad, *expected)
 
 
-def entries(name: str, t: int, capacity: int) -> int:
+def entries(name: str, t: int) -> int:
     """The designs' formulas for t bytes."""
     finished, rest = divmod(t, n)
     if name == "full":
@@ -212,7 +228,7 @@ def test_a_rolling_cache_equals_the_uncached_forward(name):
             session = RIVALS[name].writing(model, 2, capacity=N * n)
             logits = [session.prefill(text[:, :begin])]
             for t in range(begin, N * n - 1):
-                assert session.cache_entries == entries(name, t, N * n)
+                assert session.cache_entries == entries(name, t)
                 logits.append(session.step(text[:, t]))
             torch.testing.assert_close(torch.stack(logits, 1), exact[:, begin:], **CLOSE)
         fresh = RIVALS[name].writing(model, 2, capacity=N * n)

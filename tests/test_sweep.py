@@ -8,6 +8,7 @@ from conftest import make_model
 import curriculum
 import evaluate
 import train
+from console import UserError
 from experiments import compare, sweep
 from vist2 import Config
 
@@ -22,16 +23,17 @@ def miniature(monkeypatch):
     monkeypatch.setattr(evaluate, "QUESTIONS", 4)
     monkeypatch.setattr(sweep, "PROMPT", 64)
     monkeypatch.setattr(sweep, "COSTS", (0.01,))
-    sweep.reading_cost.cache_clear()
+    sweep.count_costs.cache_clear()
 
 
 @pytest.mark.parametrize("ratio", [1, 4, 16])
 def test_a_run_is_the_widest_that_fits(ratio):
     run = sweep.fit_run(ratio, 0.01, **HOW)
-    wider = replace(run, width=run.width + sweep.STEP)
-    costs = [sweep.reading_cost(one.config, run.history) for one in (run, wider)]
-    assert costs[0] <= 0.01 < costs[1]
-    assert run.config.width == run.width and run.config.mlp == 4 * run.width
+    wider = replace(run, width=run.width + sweep.STEP, mlp=4 * (run.width + sweep.STEP))
+    more = replace(run, mlp=run.mlp + sweep.STEP)
+    costs = [sweep.count_costs(one.config, run.history)["read"] for one in (run, wider, more)]
+    assert 0.9e7 < costs[0] <= 1e7 < min(costs[1:])
+    assert run.config.width == run.width and run.config.mlp == run.mlp >= 4 * run.width
     assert ratio == 1 or run.config.ratio == ratio
 
 
@@ -50,7 +52,7 @@ def test_all_that_fits_is_trained_scored_and_written(small_file, tmp_path, monke
     sweep.main(options)
     rows = json.loads(Path("sizes.json").read_text())["rows"]
     assert [row["width"] for row in rows] == [row["width"] for row in sizes]
-    assert all({"bpb", "recall 4"} <= row.keys() for row in rows)
+    assert all(row.keys() == rows[0].keys() for row in rows) and rows[1]["recall 4"] >= 0
     said = capsys.readouterr().out
     assert f"| {' | '.join(rows[0])} |" in said
     monkeypatch.setattr(compare, "train", None)  # a call would fail: all is kept
@@ -61,3 +63,5 @@ def test_all_that_fits_is_trained_scored_and_written(small_file, tmp_path, monke
 def test_bad_steps_get_one_clear_line():
     with pytest.raises(SystemExit, match="sweep.py: --steps is 0"):
         sweep.main(["--steps", "0"])
+    with pytest.raises(UserError, match="no decoder reads 64 bytes at 4x for 1e-06 GFLOP"):
+        sweep.fit_run(4, 1e-6, **HOW)

@@ -412,7 +412,7 @@ def test_sizes_follow_from_the_cell():
 @pytest.mark.parametrize(
     "changes, said",
     [
-        (dict(merge=3), "patches of a chunk, with merge, is 16, expected a multiple of 3"),
+        (dict(merge=3), "merge is 3, expected a power of two"),
         (dict(merge=32), "is 16, expected a multiple of 32"),
         (dict(merge=0), "merge is 0, expected a number from 1"),
         (dict(chunk=63), "chunk 63 does not divide"),
