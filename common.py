@@ -11,7 +11,7 @@ import torch
 from console import UserError, out_of_memory, warn
 from vist2 import Config, Vist2
 
-FORMAT = "vist2 checkpoint 7"
+FORMAT = "vist2 checkpoint 6"
 # What every info holds; max_window and max_context are the most bytes of text that training saw at
 # a time, and of what it was asked about.
 INFO = {"step": int, "steps": int, "history": str, "max_window": int, "max_context": int}

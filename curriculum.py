@@ -84,7 +84,7 @@ class Stage:
 
 
 # fmt: off
-LATE = dict(reading=1/8, whole=1, recall=1/4, styled=1/2, repeat=1/8, context=10)
+LATE = dict(reading=1/4, whole=1, recall=1/4, styled=1/2, repeat=1/8, context=10)
 CURRICULUM = (
     # 1: read sketches (OCR)
     Stage("spelling",     1000, spelling=1),

@@ -30,8 +30,6 @@ Notable, and where it comes from:
     one code for text and sketch   this project: `embed_text`; recall needs it, and key offset
     its opening in every input     this project: a byte that is read goes by place, one that is
                                    written by content
-    its inputs in every block      modded-nanogpt: a learned sum of what the block before gives
-                                   and of the first block's inputs
     squared ReLU                   Primer, So et al. 2021
     RMSNorm without a gain         Zhang and Sennrich 2019; the matrix that follows can hold one
     zero-initialised head          the first prediction is uniform over the bytes
@@ -210,13 +208,12 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(
             Block(width, heads, kv_heads, head_width, mlp) for _ in range(layers)
         )
-        self.skips = nn.Parameter(torch.empty(layers, 2))
 
     def forward(self, x, positions, attends):
         """x (B, T, C) at `positions` (T,) -> (B, T, C), normalised. attends: one a layer."""
-        angles, first = rope_angles(positions, self.head_width, self.rope_base), x
-        for block, attend, skip in zip(self.blocks, attends, self.skips, strict=True):
-            x = block(skip[0] * x + skip[1] * first, angles, attend)
+        angles = rope_angles(positions, self.head_width, self.rope_base)
+        for block, attend in zip(self.blocks, attends, strict=True):
+            x = block(x, angles, attend)
         return norm(x)
 
 
@@ -289,8 +286,6 @@ class Vist2(nn.Module):
         for module in self.modules():
             if isinstance(module, Attention):
                 nn.init.constant_(module.query_gain, 2.0)
-            if isinstance(module, Transformer):
-                module.skips.data[:] = torch.tensor([1.0, 0.1])
 
     @property
     def device(self) -> torch.device:

@@ -24,12 +24,11 @@ def deterministic():
 
 
 def make_model(kind=Vist2, **changes) -> Vist2:
-    """A mini model with random weights everywhere: nothing is zero by its initialisation, and what
-    flows past the blocks has weights around 1."""
+    """A mini model with random weights everywhere: nothing is zero by its initialisation."""
     model = kind(Config.preset("mini", **({"chunk": 16} | changes)))
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, mean=float("skips" in name), std=0.2)
+            torch.nn.init.normal_(parameter, std=0.2)
     return model.eval()
 
 

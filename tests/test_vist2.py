@@ -169,9 +169,8 @@ def test_full_equals_a_plain_causal_gpt_of_the_same_weights(merge):
     x = e + e[:, :1]  # the opening
     for back, spell in enumerate(reversed(model.speller.weight.split(c.width))):
         x[:, back:] += e[:, : T - back] @ spell
-    x = first = rms(x)
-    for block, (keep, again) in zip(model.decoder.blocks, model.decoder.skips):
-        x = keep * x + again * first
+    x = rms(x)
+    for block in model.decoder.blocks:
         a, y = block.attention, rms(x)
         q, k, v = (
             (y @ p.weight.T).unflatten(-1, (-1, D)).transpose(1, 2)
@@ -354,7 +353,6 @@ def test_a_new_model_predicts_every_byte_alike():
     assert (model(text) == 0).all()
     assert loss(model(text), text).item() == pytest.approx(math.log(256))
     assert (model.decoder.blocks[0].attention.query_gain == 2).all()
-    assert (model.encoder.transformer.skips == torch.tensor([1, 0.1])).all()
 
 
 def test_what_is_evaluated_first_can_be_trained_on_afterwards():
