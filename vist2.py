@@ -305,9 +305,9 @@ class Vist2(nn.Module):
         x, c = self.embed(ids), self.config
         how = dict(k=c.merge, byte=PATCH // c.cell[1], text=c.width)
         code = rearrange(self.speller.weight, "(k line byte text) C -> line C text (k byte)", **how)
-        line = min(c.merge, PAGE // PATCH) * how["byte"]
-        kernel = code[-1, ..., -line:]
-        looked_back = F.conv1d(F.pad(x.flatten(0, -3).mT, (line - 1, 0)), kernel).mT.view_as(x)
+        kernel = code[-1, ..., -PAGE // c.cell[1] :]  # of as many bytes, or a page's line of them
+        padded = F.pad(x.flatten(0, -3).mT, (kernel.shape[-1] - 1, 0))
+        looked_back = F.conv1d(padded, kernel).mT.view_as(x)
         # an opening that is a byte, where the chunk before stays in sight, means writing
         return norm(x + self.embed(openings.clamp(min=START)) + looked_back)
 
@@ -343,9 +343,8 @@ class Vist2(nn.Module):
         opening = torch.cat([openings[:, : S + 1], text[:, S:-1, -1]], dim=1)[:, :, None]
         inputs = torch.cat([opening, text[:, :, :-1]], dim=2)  # (B, N, n)
         x = self.embed_text(inputs[:, S:].flatten(1), opening[:, S]).unflatten(1, (N - S, n))
-        m = 1
         if S == 0:
-            x = x.flatten(1, 2)
+            x, m = x.flatten(1, 2), 1
         else:
             memory = self.compress(text[:, :S]) if memory is None else memory[:, :S]
             x = torch.cat([self.embed_text(inputs[:, :S], opening[:, :S]), x], dim=1)
