@@ -133,7 +133,7 @@ def sketch_picture(chunk: torch.Tensor, share: torch.Tensor, config: Config, zoo
 
 
 def moment_picture(moment: Moment, config: Config, slots: int) -> Image.Image:
-    """A strip for each half of the layers: the sketches of the past, patch by patch the more
+    """A strip for each half of the layers: the sketches of the past, token by token the more
     orange the more they are looked at, and the newest bytes of the open chunk, in blue on a scale
     of their own. Below, what is likely to come.
 
@@ -169,7 +169,7 @@ def moment_picture(moment: Moment, config: Config, slots: int) -> Image.Image:
             page.paste(bytes_picture(newest, on_bytes[-64:] / on_bytes.max()), (4, y))
         draw.rectangle((x, y, x + GLYPH[0] - 1, y + GLYPH[1] - 1), outline="black", width=2)
     top = strip * len(halves)
-    say(4, top, f"deepest orange: {deepest:.1%} on one patch.  The byte to come (the empty box):")
+    say(4, top, f"deepest orange: {deepest:.1%} on one token.  The byte to come (the empty box):")
     for number, byte in enumerate(moment.probabilities.topk(4).indices.tolist()):
         y, share = top + (number + 1) * LINE, moment.probabilities[byte].item()
         page.paste(bytes_picture(bytes([byte]), torch.zeros(1)), (4, y))

@@ -82,17 +82,18 @@ def test_a_trace_follows_what_the_model_writes_up_to_a_stop(model, length):
     assert len(stopped) == written.index(written[3]) + 1
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_the_patch_that_is_looked_at_is_the_one_that_is_orange(cell):
-    m, blank = Config(cell=cell).sketch_tokens, torch.full((2, 64), ord(" "))
+@pytest.mark.parametrize("cell, merge", [*((cell, 1) for cell in CELLS), ((16, 4), 2)])
+def test_the_patches_that_are_looked_at_are_the_ones_that_are_orange(cell, merge):
+    config, blank = Config(cell=cell, merge=merge), torch.full((2, 64), ord(" "))
+    m = config.sketch_tokens
     share = torch.zeros(2 * m + 1 + 3)
-    share[m + 2] = 1  # the third patch of the second sketch, in the second of two layers
+    share[m + 1] = 1  # the second token of the second sketch, in the second of two layers
     moment = Moment(blank, b"abc", [0 * share, share], torch.ones(256) / 256)
-    page = moment_picture(moment, Config(cell=cell), 2)
-    left, top = 4 + 3 * 64 + 8 + 2 * 48, 26 + (page.height - 5 * 26) // 2
+    page, width = moment_picture(moment, config, 2), 48 * merge
+    left, top = 4 + 3 * 64 + 8 + width, 26 + (page.height - 5 * 26) // 2
     y, x = (np.array(page) == [int(255 * part) for part in figures.SKETCH]).all(-1).nonzero()
     box = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
-    assert abs(box - [left, top, left + 48, top + 48]).max() <= 1  # the frame
+    assert abs(box - [left, top, left + width, top + 48]).max() <= 1  # the frame
 
 
 def test_a_trace_is_drawn_and_a_gif_has_a_frame_for_each_byte(model, tmp_path, monkeypatch, capsys):
