@@ -22,24 +22,20 @@ def miniature(monkeypatch):
     monkeypatch.setitem(curriculum.DEFAULTS, "tiny", curriculum.DEFAULTS["mini"])
     monkeypatch.setattr(evaluate, "QUESTIONS", 4)
     monkeypatch.setattr(sweep, "PROMPT", 64)
-    monkeypatch.setattr(sweep, "COSTS", (0.01,))
-    sweep.count_costs.cache_clear()
+    monkeypatch.setattr(sweep, "COSTS", (0.005,))
+    monkeypatch.setattr(sweep, "RATIOS", {ratio: sweep.RATIOS[ratio] for ratio in (1, 16)})
+    monkeypatch.setattr(sweep, "STEP", 32)  # counting takes a while, and is kept from test to test
 
 
-@pytest.mark.parametrize("ratio", [1, 4, 16])
+@pytest.mark.parametrize("ratio", [1, 16])
 def test_a_run_is_the_widest_that_fits(ratio):
-    run = sweep.fit_run(ratio, 0.01, **HOW)
+    run = sweep.fit_run(ratio, 0.005, **HOW)
     wider = replace(run, width=run.width + sweep.STEP, mlp=4 * (run.width + sweep.STEP))
     more = replace(run, mlp=run.mlp + sweep.STEP)
     costs = [sweep.count_costs(one.config, run.history)["read"] for one in (run, wider, more)]
-    assert 0.9e7 < costs[0] <= 1e7 < min(costs[1:])
+    assert 0.4e7 < costs[0] <= 0.5e7 < min(costs[1:])
     assert run.config.width == run.width and run.config.mlp == run.mlp >= 4 * run.width
     assert ratio == 1 or run.config.ratio == ratio
-
-
-def test_compressed_text_affords_more_parameters():
-    widths = [sweep.fit_run(ratio, 0.01, **HOW).width for ratio in sweep.RATIOS]
-    assert widths == sorted(widths) and widths[-1] > widths[0]
 
 
 def test_all_that_fits_is_trained_scored_and_written(small_file, tmp_path, monkeypatch, capsys):
@@ -49,6 +45,8 @@ def test_all_that_fits_is_trained_scored_and_written(small_file, tmp_path, monke
     sweep.main([*options, "--sizes"])
     sizes = json.loads(Path("sizes.json").read_text())["rows"]
     assert [row["ratio"] for row in sizes] == list(sweep.RATIOS) and not Path("runs").exists()
+    widths = [row["width"] for row in sizes]  # compressed text affords more parameters
+    assert widths == sorted(widths) and widths[-1] > widths[0]
     sweep.main(options)
     rows = json.loads(Path("sizes.json").read_text())["rows"]
     assert [row["width"] for row in rows] == [row["width"] for row in sizes]
@@ -63,5 +61,5 @@ def test_all_that_fits_is_trained_scored_and_written(small_file, tmp_path, monke
 def test_bad_steps_get_one_clear_line():
     with pytest.raises(SystemExit, match="sweep.py: --steps is 0"):
         sweep.main(["--steps", "0"])
-    with pytest.raises(UserError, match="no decoder reads 64 bytes at 4x for 1e-06 GFLOP"):
-        sweep.fit_run(4, 1e-6, **HOW)
+    with pytest.raises(UserError, match="no decoder reads 64 bytes at 16x for 1e-06 GFLOP"):
+        sweep.fit_run(16, 1e-6, **HOW)
