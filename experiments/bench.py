@@ -325,10 +325,15 @@ def count_deep(config: Config, history: str, length: int, encoder: int) -> dict[
     return {name: one[name] + (config.layers - 1) * (two[name] - one[name]) for name in one}
 
 
+def encoder_flops(config: Config) -> int:
+    """FLOPs of encoding a chunk, counted on the meta device."""
+    chunk = torch.empty(1, 1, config.chunk, device="meta")
+    return flops(lambda: make_model(config, "meta").compress(chunk))[0]
+
+
 def counting(config: Config, lengths: list[int]) -> Iterator[dict]:
     """What reading, writing and the cache come to, counted on the meta device."""
-    chunk = torch.empty(1, 1, config.chunk, device="meta")
-    encoder, _ = flops(lambda: make_model(config, "meta").compress(chunk))
+    encoder = encoder_flops(config)
     for length in lengths:
         full, sketch = (count_deep(config, side, length, encoder) for side in SIDES[::2])
         yield {

@@ -93,13 +93,13 @@ def main(argv: list[str] | None = None) -> None:
         check_writable(args.json)
         device = find_device(args.device)
         models = [load_checkpoint(path, device) for path in args.checkpoints]
+        config = models[0][0].config
         for path, (model, info) in zip(args.checkpoints, models, strict=True):
             if info["history"] == "none":
                 raise UserError(f"{path} keeps no past, expected history full or sketch")
-            if model.config.chunk != models[0][0].config.chunk:
-                n = models[0][0].config.chunk
-                raise UserError(f"{path} has chunks of {model.config.chunk} bytes, expected {n}")
-        config = models[0][0].config
+            n = model.config.chunk
+            if n != config.chunk:
+                raise UserError(f"{path} has chunks of {n} bytes, expected {config.chunk}")
         corpus = load_corpus(None, config.chunks * config.chunk)
         title = f"Held-out text and {args.questions} questions at each distance, in chunks"
         rows = show(title, budget_rows(models, corpus, args.windows, args.questions))

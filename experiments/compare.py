@@ -153,11 +153,10 @@ def controls(model: Vist2, corpus: Corpus, windows: int | None) -> Iterator[dict
         yield {"control of sketch": name} | evaluate.summarize(bits)
 
 
-def recall_row(run: Run, corpus: Corpus) -> dict:
+def recall_of(run: Run, corpus: Corpus) -> dict[str, float]:
     """Share of values given exactly, by distance in chunks."""
     model, count = train_or_load(run, corpus), evaluate.QUESTIONS
-    recall = evaluate.recall_by_distance(model, corpus, run.history, run.config.chunks, count)
-    return {"rival": run.rival} | recall
+    return evaluate.recall_by_distance(model, corpus, run.history, run.config.chunks, count)
 
 
 def costs(name: str, config: Config) -> dict:
@@ -370,7 +369,7 @@ def run(args: argparse.Namespace) -> None:
         content["writing"] = show(title, writing_rows(writers, judge, corpus))
     if args.recall:
         title = f"Recall at {ratio}x: share of values given exactly, by distance in chunks"
-        rows = (recall_row(run, corpus) for run in runs.values())
+        rows = ({"rival": run.rival} | recall_of(run, corpus) for run in runs.values())
         content["recall"] = show(title, rows)
     if args.json:
         save_json(args.json, content)

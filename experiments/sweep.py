@@ -16,16 +16,13 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import torch
-
-import evaluate
 from common import find_device
 from console import UserError, check_range, check_writable, command_line
 from curriculum import DEFAULTS, MAX_STEPS
 from data import Corpus, load_corpus
-from experiments.bench import count_deep, make_model
-from experiments.compare import Run, make_run, score_or_load, train_or_load
-from experiments.report import flops, save_json, show, this_machine
+from experiments.bench import count_deep, encoder_flops, make_model
+from experiments.compare import Run, make_run, recall_of, score_or_load
+from experiments.report import save_json, show, this_machine
 from vist2 import Config
 
 RATIOS = {1: ("full", 1), 4: ("sketch", 1), 8: ("sketch", 2), 16: ("sketch", 4)}  # history, merge
@@ -52,9 +49,7 @@ class SizedRun(Run):
 @functools.cache
 def count_costs(config: Config, history: str) -> dict[str, float]:
     """FLOPs of reading a prompt, "read", and of a byte after it, "write"; on the meta device."""
-    chunk = torch.empty(1, 1, config.chunk, device="meta")
-    encoder, _ = flops(lambda: make_model(config, "meta").compress(chunk))
-    return count_deep(config, history, PROMPT, encoder)
+    return count_deep(config, history, PROMPT, encoder_flops(config))
 
 
 def fit_run(ratio: int, cost: float, **settings) -> SizedRun:
@@ -91,10 +86,9 @@ def size_row(cost: float, run: SizedRun) -> dict:
 
 def sweep_rows(runs: list[tuple[float, SizedRun]], corpus: Corpus) -> Iterator[dict]:
     for cost, run in runs:
-        score, model = score_or_load(run, corpus, None), train_or_load(run, corpus)
+        score = score_or_load(run, corpus, None)
         bits = {name: score.get(name, "") for name in SCORES}
-        recall = evaluate.recall_by_distance(model, corpus, run.history, 8, evaluate.QUESTIONS)
-        yield size_row(cost, run) | bits | recall
+        yield size_row(cost, run) | bits | recall_of(run, corpus)
 
 
 def main(argv: list[str] | None = None) -> None:
