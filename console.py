@@ -107,11 +107,11 @@ def warn(words: str) -> None:
 def read_file(path: str, first: int | None = None) -> bytes:
     """The bytes of a file, or of standard input for '-'; of more than `first`, so many.
 
-    Raises UserError where there is no file, or more than LARGEST_FILE bytes (an endless device,
+    Raises UserError where there is no file, and for more than LARGEST_FILE bytes (an endless device,
     say); OSError for what cannot be read.
     """
-    if path != "-" and not Path(path).exists():
-        raise UserError(f"{path} is not there, expected a file, or - for standard input")
+    if path != "-" and (not Path(path).exists() or Path(path).is_dir()):
+        raise UserError(f"{path} is no file, expected one, or - for standard input")
     with contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
         content = file.read(LARGEST_FILE + 1 if first is None else first)
     if first is None and len(content) > LARGEST_FILE:

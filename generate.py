@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ from questions import STOP, question_prompt, refuse_roles
 from vist2 import BYTES, HISTORIES, READ, Config, Vist2
 
 CHECKPOINT = "runs/sketch/model.pt"  # what train.py writes
+# By history: what writes with it, of a model, a batch size and a capacity.
+SESSIONS = {history: partial(Session, history=history) for history in HISTORIES}
 
 
 # ------------------------------------------------------------------------------------ sampling
@@ -201,7 +204,7 @@ def print_continuation(model: Vist2, prompt: bytes, info: dict, args: argparse.N
     """One continuation, byte by byte."""
     prompt, chunks = fit_prompt(prompt, args.history_chunks, model.config, info)
     began = time.perf_counter()
-    session = Session(model, 1, args.history, chunks * model.config.chunk)
+    session = SESSIONS[args.history](model, 1, capacity=chunks * model.config.chunk)
     logits = session.prefill(as_row(prompt))
     how = (args.max_new_bytes, args.temperature, args.top_k, args.seed)
     times, out = [], ByteWriter()
@@ -238,7 +241,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--temperature", type=float, help="0 takes the likeliest byte; default: 0.8, for --ask 0")
     add("--top-k", type=int, help="sample among the k likeliest bytes only")
     add("--seed", type=int, default=0, help="of what is drawn (%(default)s)")
-    add("--history", choices=HISTORIES, help="of finished chunks; default: as in training")
+    add("--history", choices=SESSIONS, help="of finished chunks; default: as in training")
     add("--history-chunks", type=int, help="how far back, 2 or more; default: as in training")
     add("--bf16", action=argparse.BooleanOptionalAction, default=False, help="halves the memory")
     add("--stats", action="store_true", help="print what the cache holds, and speed")

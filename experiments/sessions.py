@@ -1,11 +1,16 @@
 """Rolling caches of rivals whose memory of a chunk is made while text is still in the cache.
 
-Both read a prompt chunk by chunk, as they would write it. Shapes are those of vist2.py.
+    python -m experiments.sessions --history slowfast --prompt "def " --stats
+
+Both read a prompt chunk by chunk, as they would write it. The command is `generate.py` with one
+history more. `slowfast` writes well with a checkpoint that was trained so, one of
+`experiments.compare`. Shapes are those of vist2.py.
 """
 
 import torch
 from torch import Tensor
 
+import generate
 from cache import Session
 from vist2 import START, Vist2
 
@@ -77,3 +82,12 @@ class GistSession(ChunkwiseSession):
         held[..., mark : mark + m, :] = held[..., end : end + m, :].clone()
         self.cache.length = self.mark
         return self._open(torch.full_like(self.opening, START))
+
+
+def main(argv: list[str] | None = None) -> None:
+    generate.SESSIONS["slowfast"] = SlowFastSession
+    generate.main(argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -46,12 +46,12 @@ def small_file(tmp_path) -> Path:
     return path
 
 
-def piped(monkeypatch, arguments) -> bytes:
-    """What generate.py writes into a pipe."""
+def piped(monkeypatch, arguments, main=generate.main) -> bytes:
+    """What generate.py, or another program, writes into a pipe."""
     with monkeypatch.context() as patch:
         out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
         patch.setattr(sys, "stdout", out)
-        generate.main(arguments)
+        main(arguments)
         out.flush()
         return out.buffer.getvalue()
 

@@ -117,9 +117,9 @@ def test_a_path_is_printed_without_what_could_move_a_cursor(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["missing"], "missing is not there, expected a file"),
+        (["missing"], "missing is no file, expected one"),
         (["empty"], "at least one byte"),
-        (["."], "Is a directory"),
+        (["."], ". is no file"),
         (["some", "--chunk", "63"], "chunk 63 does not divide"),
         (["some", "--chunk", "24"], "chunk 24 does not divide"),
         (["some", "--chunk", "0"], "--chunk is 0, expected 1 to 65,536"),

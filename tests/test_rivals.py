@@ -1,7 +1,10 @@
 import pytest
 import torch
-from conftest import make_model
+from conftest import info, make_model, piped
 
+import generate
+from common import save_checkpoint
+from experiments import sessions
 from experiments.compare import CELLS, costs
 from experiments.rivals import RIVALS, Leak, see_newest_chunk
 from mask import Layout, make_layout
@@ -235,6 +238,25 @@ def test_a_rolling_cache_equals_the_uncached_forward(name):
         after = session.step(text[:, -1])  # the capacity: the oldest half goes
         torch.testing.assert_close(after, fresh.prefill(text[:, N * n // 2 :]), **CLOSE)
         torch.testing.assert_close(session.step(text[:, 0]), fresh.step(text[:, 0]), **CLOSE)
+
+
+def test_slow_and_fast_writes_what_the_uncached_forward_finds_likeliest(
+    tmp_path, monkeypatch, capsys
+):
+    model, prompt, new = make_rival("slowfast"), b"def " * 12, 40
+    save_checkpoint(tmp_path / "model.pt", model, info())
+    arguments = ["--history", "slowfast", "--checkpoint", str(tmp_path / "model.pt")]
+    arguments += ["--prompt", prompt.decode(), "--history-chunks", str(N), "--stats"]
+    arguments += ["--max-new-bytes", str(new), "--temperature", "0"]
+    with pytest.raises(SystemExit):
+        generate.main(arguments)
+    monkeypatch.setattr(generate, "SESSIONS", generate.SESSIONS.copy())
+    written = piped(monkeypatch, arguments, sessions.main)
+    text = generate.as_row((prompt + written).ljust(N * n)).view(1, N, n)
+    likeliest = model(text)[0].flatten(0, 1).argmax(-1)[len(prompt) :]
+    assert list(written) == likeliest[:new].tolist()
+    held = entries("slowfast", len(prompt) + new - 1)  # the last byte is not fed
+    assert f"the cache holds {held} entries" in capsys.readouterr().err
 
 
 def test_costs_are_those_of_the_default_model():
