@@ -107,8 +107,8 @@ def warn(words: str) -> None:
 def read_file(path: str, first: int | None = None) -> bytes:
     """The bytes of a file, or of standard input for '-'; of more than `first`, so many.
 
-    Raises UserError where there is no file, and for more than LARGEST_FILE bytes (an endless device,
-    say); OSError for what cannot be read.
+    Raises UserError where there is no file, and for more than LARGEST_FILE bytes, of an endless
+    device, say; OSError for what cannot be read.
     """
     if path != "-" and (not Path(path).exists() or Path(path).is_dir()):
         raise UserError(f"{path} is no file, expected one, or - for standard input")
