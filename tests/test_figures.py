@@ -234,11 +234,14 @@ def test_every_command_in_the_docs_is_known_and_writes_into_the_current_folder(m
     commands = []
     for page in (ROOT / "README.md", *ROOT.glob("docs/*.md")):
         commands += re.findall(r"python -m experiments\.(\w+)([^`#\n]*)", page.read_text())
-    known = {"bench", "budget", "compare", "figures", "kinds", "sweep"}
+    known = {"bench", "budget", "compare", "figures", "kinds", "sessions", "sweep"}
     assert {name for name, _ in commands} == known
+    core = import_module("generate")
+    monkeypatch.setattr(core, "SESSIONS", core.SESSIONS.copy())
     for name, options in commands:
         module, options = import_module(f"experiments.{name}"), shlex.split(options)
-        monkeypatch.setattr(module, "command_line", None)  # comes after all options are parsed
+        parses = core if name == "sessions" else module
+        monkeypatch.setattr(parses, "command_line", None)  # comes after all options are parsed
         pytest.raises(TypeError, module.main, options)
         for option, path in zip(options, options[1:], strict=False):
             assert option not in ("--out", "--json") or "/" not in path
