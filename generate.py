@@ -155,24 +155,23 @@ def print_reading(model: Vist2, text: bytes) -> None:
     )
 
 
-def read_context(path: str, info: dict) -> bytes:
+def fit_context(text: bytes, info: dict, name: str = "the context") -> bytes:
     """The end of a context, as long as training has seen. Raises UserError for a model that never
     learned to answer, and for a role's byte."""
     most = info["max_context"]
     if not most:
         expected = f"expected a model that did, such as --checkpoint {WEIGHTS}"
         raise UserError(f"{info['path']} never learned to answer, {expected}")
-    text = read_file(path)
     cut = max(0, len(text) - most)
     if cut:
         seen = f"the context is {len(text)} bytes, training saw at most {most}"
         warn(f"{seen}: the first {cut} bytes are cut")
-    refuse_roles(text[cut:], path, cut)
+    refuse_roles(text[cut:], name, cut)
     return text[cut:]
 
 
 def print_answers(model: Vist2, info: dict, args: argparse.Namespace) -> None:
-    context = read_context(args.context, info)
+    context = fit_context(read_file(args.context), info, args.context)
     names = ("temperature", "top_k", "seed", "history")
     how = {name: getattr(args, name) for name in names}
     for question in sys.stdin.buffer if args.ask == "-" else [os.fsencode(args.ask)]:

@@ -40,7 +40,7 @@ from data import load_corpus
 from evaluate import bits_by_position, bits_of, held_out_windows
 from experiments.bench import SIDES
 from experiments.rivals import REFERENCES
-from generate import CHECKPOINT, as_row, fit_prompt, read_context, write
+from generate import CHECKPOINT, as_row, fit_context, fit_prompt, write
 from mask import Layout, make_layout, may_attend
 from questions import STOP, question_prompt
 from render import CELLS, PATCH, cell_name, enlarge, glyphs, patches_per_chunk, render
@@ -122,12 +122,17 @@ def bytes_picture(text: bytes, share: torch.Tensor) -> Image.Image:
     return row.resize((GLYPH[0] * len(text), GLYPH[1]))
 
 
+def share_of_pixels(share: torch.Tensor, ink: torch.Tensor, config: Config) -> torch.Tensor:
+    """What each token of a sketch has, (m,), on all pixels of its patches, (H, W) as `ink`."""
+    share = share.repeat_interleave(config.merge)
+    share = share.view(ink.shape[0] // PATCH, ink.shape[1] // PATCH)
+    return repeat(share, "row col -> (row h) (col w)", h=PATCH, w=PATCH)
+
+
 def sketch_picture(chunk: torch.Tensor, share: torch.Tensor, config: Config, zoom: int):
     """A sketch of (n,) bytes, the patches of each token on its share (m,) of colour, framed."""
-    ink, share = render(chunk, config.cell), share.repeat_interleave(config.merge)
-    share = share.view(ink.shape[0] // PATCH, ink.shape[1] // PATCH)
-    share = repeat(share, "row col -> (row h) (col w)", h=PATCH, w=PATCH)
-    sketch = enlarge(tinted(ink, share, SKETCH), zoom)
+    ink = render(chunk, config.cell)
+    sketch = enlarge(tinted(ink, share_of_pixels(share, ink, config), SKETCH), zoom)
     ImageDraw.Draw(sketch).rectangle((0, 0, sketch.width - 1, sketch.height - 1), outline="gray")
     return sketch
 
@@ -190,7 +195,7 @@ def trace(args: argparse.Namespace) -> None:
         prompt, chunks = fit_prompt(read_file(args.file), model.config.chunks, model.config, info)
         seen = list(moments(model, prompt, args.bytes, chunks * n))
     else:
-        context = read_context(args.file, info)
+        context = fit_context(read_file(args.file), info, args.file)
         prompt = question_prompt(context, os.fsencode(args.ask))
         capacity = len(prompt) + args.bytes + 2 * n  # nothing is dropped
         seen = list(moments(model, prompt, args.bytes, capacity, STOP))

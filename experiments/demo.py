@@ -1,0 +1,253 @@
+"""Fresh facts become sketches, their text is forgotten, and the model answers from the sketches.
+
+    python -m experiments.demo                     other facts each time; --seed has them again
+    python -m experiments.demo --context FILE      facts of your own, key=value lines
+    python -m experiments.demo --html demo.html    the same as a page, too
+
+The decoder sees a finished chunk through its sketch alone. So the controls ask the same question
+about another text: the sketches of other facts, or blank ones, are all that changes.
+"""
+
+import argparse
+import base64
+import html
+import io
+import os
+import re
+import secrets
+import shutil
+import string
+import sys
+from pathlib import Path
+
+import torch
+from einops import reduce
+from torch import Generator
+
+from cache import Session
+from common import find_device, open_model, write_file
+from console import UserError, check_range, check_writable, command_line, one_line, read_file
+from data import generator
+from evaluate import exact_match
+from experiments.figures import SKETCH, moments, share_of_pixels, tinted
+from experiments.report import written
+from generate import CHECKPOINT, answer, as_row, fit_context
+from questions import STOP, Example, Style, one_of, question_prompt, write_facts
+from render import enlarge, render
+from vist2 import Vist2
+
+CHUNKS = 4  # of facts, where nobody gives a context
+MOST_SHOWN = 8  # chunks of a context
+FACT = re.compile(rb"^([^\s=:]+)( = |=|: |:)([^\r\n]+)", re.MULTILINE)
+BASIC = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 1), (1, 1, 1))
+
+
+# ------------------------------------------------------------------------------------- facts
+
+
+def draw_facts(rng: Generator, size: int) -> bytes:
+    """So many bytes of `key=value` lines, as training has them; the last one may be cut."""
+    return write_facts(None, rng, size, Style())[0]  # without text between
+
+
+def whole_facts(context: bytes, end: int) -> dict[bytes, tuple[int, int]]:
+    """Where each key's value stands, the last one of a key, up to byte `end`."""
+    found = [match for match in FACT.finditer(context) if match.end() < end]
+    return {match[1]: match.span(3) for match in found}
+
+
+def other_value(rng: Generator, value: bytes) -> bytes:
+    """Another value of the same length: a digit for a digit, a letter for a letter."""
+    kinds = (string.digits, string.ascii_lowercase, string.ascii_uppercase)
+    new = value
+    while new == value:
+        alphabets = [next((k for k in kinds if c in k), c) for c in value.decode("latin-1")]
+        new = "".join(one_of(rng, *alphabet) for alphabet in alphabets).encode("latin-1")
+    return new
+
+
+# ------------------------------------------------------------------------------------ screens
+
+
+class Terminal:
+    """Words, sketches and tables for a terminal, or for a pipe, in what it can show."""
+
+    def __init__(self):
+        plain = not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb"
+        plain = plain or bool(os.environ.get("NO_COLOR"))
+        exact = os.environ.get("COLORTERM") in ("truecolor", "24bit")
+        self.colours = "none" if plain else "all" if exact else "eight"
+        self.columns = shutil.get_terminal_size().columns
+        try:
+            self.blocks = "▀▄█".encode(sys.stdout.encoding) and " ▀▄█"
+        except UnicodeEncodeError:
+            self.blocks = " '.:"
+
+    def words(self, text: str) -> None:
+        print(text, flush=True)
+
+    def sketch(self, ink: torch.Tensor, share: torch.Tensor) -> None:
+        """A sketch (H, W), with a share (H, W), 0 to 1, of colour in its paper: two pixels a
+        character, of which each is the mean of two or more, one above the other."""
+        narrower = 1
+        while ink.shape[1] // narrower > self.columns:
+            narrower *= 2
+        size = dict(h=2 * narrower, w=narrower)
+        ink, share = (reduce(x, "(H h) (W w) -> H W", "mean", **size) for x in (ink, share))
+        paper = 1 - share[..., None] * (1 - torch.tensor(SKETCH))
+        pixels = paper * (1 - ink[..., None])
+        for row in range(0, len(ink), 2):
+            if self.colours == "none":
+                dark = (ink[row] > 0.5).int() + 2 * (ink[row + 1] > 0.5).int()
+                print("".join(self.blocks[kind] for kind in dark.tolist()).rstrip(), flush=True)
+                continue
+            pairs = zip(self.codes(pixels[row], 3), self.codes(pixels[row + 1], 4))
+            painted = "".join(f"\033[{upper};{lower}m{self.blocks[1]}" for upper, lower in pairs)
+            print(f"{painted}\033[0m", flush=True)
+
+    def codes(self, pixels: torch.Tensor, ground: int) -> list[str]:
+        """Of the escape for each pixel's colour, in front (3) or behind (4)."""
+        if self.colours == "all":
+            rows = (255 * pixels).int().tolist()
+            return [f"{ground}8;2;{red};{green};{blue}" for red, green, blue in rows]
+        nearest = torch.cdist(pixels, torch.tensor(BASIC, dtype=torch.float32)).argmin(-1)
+        return [f"{ground}{index}" for index in nearest.tolist()]
+
+    def table(self, rows: list[dict]) -> None:
+        cells = [list(rows[0]), *([written(cell) for cell in row.values()] for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        for row in cells:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+        print(flush=True)
+
+
+class Page:
+    """The same as one HTML page that needs nothing else."""
+
+    def __init__(self, title: str):
+        look = "body{font:16px/1.5 sans-serif;max-width:50em;margin:2em auto;padding:0 1em}"
+        look += "pre,table{font-family:monospace;white-space:pre-wrap}td,th{text-align:left;"
+        look += "padding:0 1.5em 0 0}img{image-rendering:pixelated;margin:4px;border:1px solid}"
+        head = f"<meta charset='utf-8'><title>{title}</title><style>{look}</style>"
+        self.parts = [f"<!doctype html><html lang='en'>{head}<h1>{title}</h1>"]
+
+    def words(self, text: str) -> None:
+        self.parts.append(f"<pre>{html.escape(text)}</pre>")
+
+    def sketch(self, ink: torch.Tensor, share: torch.Tensor) -> None:
+        file = io.BytesIO()
+        enlarge(tinted(ink, share, SKETCH), 4).save(file, "png")
+        data = base64.b64encode(file.getvalue()).decode()
+        self.parts.append(f"<img alt='sketch' src='data:image/png;base64,{data}'>")
+
+    def table(self, rows: list[dict]) -> None:
+        lines = [list(rows[0]), *([written(cell) for cell in row.values()] for row in rows)]
+        cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in lines]
+        self.parts.append(f"<table><tr>{'<tr>'.join(cells)}</table>")
+
+
+# -------------------------------------------------------------------------------------- story
+
+
+def tell(model: Vist2, context: bytes, rng: Generator, screens: list) -> None:
+    """Show a context as sketches, ask for one of its facts, change it, ask for all of them."""
+    n, m = model.config.chunk, model.config.sketch_tokens
+    end = len(context) // n * n
+    facts = whole_facts(context, end)
+    if not facts:
+        raise UserError(
+            f"found no fact in the finished chunks of {len(context)} bytes, expected key=value "
+            f"lines in {n} bytes or more"
+        )
+
+    def say(text: str) -> None:
+        for screen in screens:
+            screen.words(text)
+
+    def show(text: bytes, chunk: int, share: torch.Tensor | None = None) -> None:
+        ink = render(as_row(text)[0, chunk * n : (chunk + 1) * n], model.config.cell)
+        share = torch.zeros(m) if share is None else share
+        for screen in screens:
+            screen.sketch(ink, share_of_pixels(share, ink, model.config))
+
+    def ask(text: bytes, key: bytes, history="sketch") -> str:
+        return one_line(answer(model, text, key, 32, history=history)[0])
+
+    for chunk in range(min(end // n, MOST_SHOWN)):
+        say(f"chunk {chunk}, {n} bytes, and its sketch, {m} visual tokens:")
+        say(one_line(context[chunk * n : (chunk + 1) * n]))
+        show(context, chunk)
+    if end // n > MOST_SHOWN:
+        say(f"... and {end // n - MOST_SHOWN} chunks more")
+
+    session = Session(model, 1, "sketch", len(context) + 2 * n)
+    session.prefill(as_row(context))
+    rest = f", and {len(context) - end} bytes of the open chunk" if end < len(context) else ""
+    say(f"\nThe text is gone. The cache holds {end // n} sketches of {m} tokens{rest}:")
+    say(f"{session.cache_entries} entries; as text {len(context) + 1}.")
+
+    key = one_of(rng, *facts)
+    start, stop = facts[key]
+    seen = next(moments(model, question_prompt(context, key), 1, len(context) + 4 * n, STOP)).seen
+    shares = torch.stack(seen).mean(0)[: end // n * m].view(-1, m)
+    chunk, token = divmod(int(shares.argmax()), m)
+    patch = context[chunk * n :][token * n // m : (token + 1) * n // m]
+    say(f"\nAsked for {one_line(key)}, the first byte of the answer looks most at chunk {chunk},")
+    say(f"at the patches of {one_line(patch)!r}:")
+    show(context, chunk, shares[chunk] / shares.max())
+
+    foreign = draw_facts(rng, end) + context[end:]
+    sights = {
+        "the sketches": (context, "sketch"),
+        "none": (context, "none"),
+        "sketches of other facts": (foreign, "sketch"),
+        "blank sketches": (b" " * end + context[end:], "sketch"),
+    }
+    rows = []
+    for name, (text, history) in sights.items():
+        asked = [Example(text, ((k, context[slice(*at)]),)) for k, at in facts.items()]
+        right = round(len(asked) * exact_match(model, asked, history))
+        row = {"what is seen": name, f"answer to {one_line(key)}": ask(text, key, history)}
+        rows.append(row | {"of all facts right": f"{right} of {len(asked)}"})
+    for screen in screens:
+        screen.table(rows)
+
+    new = other_value(rng, context[start:stop])
+    changed = context[:start] + new + context[stop:]
+    say(f"The value of {one_line(key)} becomes {one_line(new)}; chunk {start // n} is drawn anew:")
+    show(changed, start // n)
+    say(f"Asked again for {one_line(key)}, the model answers {ask(changed, key)}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.demo", description=__doc__)
+    add = parser.add_argument
+    add("--seed", type=int, help="of the facts and the question; default: another each time")
+    add("--context", metavar="FILE", help="facts of your own, key=value lines")
+    add("--checkpoint", help="default as in generate.py")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (%(default)s)")
+    add("--html", metavar="FILE", help="write the same as a page that needs nothing else")
+    args = parser.parse_args(argv)
+    with command_line("demo.py", "--context"):
+        seed = secrets.randbelow(10**6) if args.seed is None else args.seed
+        check_range("--seed", seed, 0, 2**63 - 1)
+        check_writable(args.html)
+        model, info = open_model(args.checkpoint, CHECKPOINT, find_device(args.device))
+        if info["history"] != "sketch":
+            trained = f"{info['path']} was trained under {info['history']!r}"
+            raise UserError(f"{trained}, expected 'sketch'")
+        rng = generator("demo", seed)
+        size = CHUNKS * model.config.chunk
+        text = draw_facts(rng, size) if args.context is None else read_file(args.context)
+        context = fit_context(text, info, args.context or "the text")
+        page = Page("A language model that reads its past from pictures")
+        page.words(f"seed {seed}")
+        print(f"--seed {seed}")
+        tell(model, context, rng, [Terminal(), page])
+        if args.html:
+            write_file(Path(args.html), "\n".join(page.parts).encode())
+            print(one_line(args.html))
+
+
+if __name__ == "__main__":
+    main()
