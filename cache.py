@@ -54,7 +54,7 @@ class Session:
     history: "sketch" turns every finished chunk into its sketch; "prompt" only the prompt's;
     "full" keeps all text, "none" the open chunk's. capacity: bytes of text the cache is made for,
     by default a training window. When it is reached, the oldest half of the chunks is dropped and
-    the rest prefilled anew, so that the cache always equals a fresh prefill of what it holds.
+    the rest prefilled anew; "prompt" keeps as text what was text.
 
     Raises UserError for an unknown history and for too small a capacity.
     """

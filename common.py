@@ -21,11 +21,8 @@ WEIGHTS = Path(__file__).parent / "weights/tiny.pt"  # come with the code
 def find_device(name: str) -> torch.device:
     """'auto' takes CUDA, then Apple's MPS, then the CPU; 'cuda:1' is the second GPU. Turns cuDNN's
     attention off where CUDA is taken. Raises UserError for what is not there."""
-    count = {
-        "cpu": 1,
-        "mps": int(torch.backends.mps.is_available()),
-        "cuda": torch.cuda.device_count(),
-    }
+    mps = int(torch.backends.mps.is_available())
+    count = {"cpu": 1, "mps": mps, "cuda": torch.cuda.device_count()}
     here = [kind for kind, devices in count.items() if devices]
     kind, colon, index = (here[-1] if name == "auto" else name).partition(":")
     number = int(index[:9]) if index.isdecimal() else -1 if colon else 0
@@ -89,10 +86,9 @@ def read_checkpoint(path: str | Path, device="cpu") -> dict:
     Raises UserError for a file that is missing, truncated or not a checkpoint of this project,
     and OSError for one that cannot be opened.
     """
-    if not Path(path).exists():
-        raise UserError(f"{path} is not there, expected a checkpoint that train.py has written")
     if not Path(path).is_file():
-        raise UserError(f"{path} is no file, expected a checkpoint that train.py has written")
+        found = "is no file" if Path(path).exists() else "is not there"
+        raise UserError(f"{path} {found}, expected a checkpoint that train.py has written")
     with open(path, "rb") as file:
         try:
             content = dict(torch.load(file, map_location=device, weights_only=True))

@@ -139,14 +139,11 @@ def printable(text: str | bytes) -> str:
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8", "backslashreplace")
-    shown = []
-    for c in text:
-        if ord(c) < 32 and c not in "\n\t" or c == "\x7f":
-            c = f"^{chr(ord(c) ^ 64)}"
-        elif unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c not in "\n\t":
-            c = c.encode("unicode_escape").decode()
-        shown.append(c)
-    return "".join(shown)
+    for c in set(text) - {"\n", "\t"}:
+        if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+            caret, escape = f"^{chr(ord(c) ^ 64)}", c.encode("unicode_escape").decode()
+            text = text.replace(c, caret if c.isascii() else escape)
+    return text
 
 
 def one_line(text: str | bytes) -> str:

@@ -12,17 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from console import UserError, warn
-from data import (
-    Batch,
-    Corpus,
-    Text,
-    copy_batch,
-    draw,
-    generator,
-    language_batch,
-    reading_batch,
-    spelling_batch,
-)
+from data import Batch, Corpus, Text, copy_batch, draw, generator
+from data import language_batch, reading_batch, spelling_batch
 from questions import EXAMPLES, question_batch, repeat_example, sample_of_similar_length
 from render import fills_page, patches_per_chunk
 from vist2 import Config
@@ -106,7 +97,7 @@ DEFAULTS = {
 }
 # fmt: on
 TABLES = {"curriculum": CURRICULUM, "instruct": INSTRUCT}
-INSTRUCT_RATE = 0.5  # learning rate, of what the curriculum takes
+INSTRUCT_RATE = 0.5  # of the curriculum's learning rate
 MAX_STEPS = 10**6
 MAX_OWN_CHUNKS = 40  # of an example that a user gives
 SHORTEST = 16  # bytes of a chunk that facts of all styles fit
@@ -146,12 +137,14 @@ def fit_to_corpus(stages: Iterable[Stage], config: Config, text: Text) -> list[S
     longest, n, none = int(text.lengths.max()), config.chunk, {}
     if n < SHORTEST:
         none = dict.fromkeys(EXAMPLES, 0)
-        warn(f"no questions are asked: --chunk is {n}, they take {SHORTEST} or more")
+        warn(f"no generated questions are asked: --chunk is {n}, they take {SHORTEST} or more")
     fitted = []
     for stage in stages:
         context = max(1, min(stage.context, (longest // n - 1) // 4))
         if stage.repeat and "repeat" not in none:
             try:
+                for i in range(20):  # few lines begin in the shortest context
+                    repeat_example(text, generator("check", i), n, 1)
                 repeat_example(text, generator("check"), n, 4 * context)
             except UserError as error:
                 none["repeat"] = 0

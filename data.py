@@ -63,7 +63,7 @@ class Text:
 @dataclass
 class Corpus:
     name: str
-    digest: str  # of the names and bytes of all files of at least one window
+    digest: str  # of the names and bytes of all that is kept
     train: Text
     held_out: Text
     own_examples: list = field(default_factory=list)  # the user's, questions.Example
@@ -108,10 +108,9 @@ def load_corpus(path: str | None, window: int) -> Corpus:
     cut = sum(len(text) >= window for text in found.values()) < PIECES
     least = PIECES * window if cut else window
     files = {key: text for key, text in found.items() if len(text) >= least}
-    if path and len(files) < len(found):
-        short = [len(text) for text in found.values() if len(text) < least]
-        files_of = f"{len(short)} of {len(found)} files"
-        warn(f"left out, too short: {files_of}, {sum(short):,} bytes")
+    short = [len(text) for text in found.values() if len(text) < least]
+    if path and short:
+        warn(f"left out, too short: {len(short)} of {len(found)} files, {sum(short):,} bytes")
     if cut:
         files = {
             f"{key}#{i:02}": text[i * len(text) // PIECES : (i + 1) * len(text) // PIECES]
@@ -120,12 +119,11 @@ def load_corpus(path: str | None, window: int) -> Corpus:
         }
     share = HELD_OUT * sum(map(len, files.values()))
     order = sorted(files, key=lambda key: hashlib.sha256(os.fsencode(key)).digest())
-    held_out: dict[str, int] = {}  # bytes of each
-    size = 0
+    held_out, size = {}, 0
     for key in order:
         if len(files[key]) <= 2 * share and size < share:
-            held_out[key] = len(files[key])
-            size += held_out[key]
+            held_out[key] = files[key]
+            size += len(files[key])
     if not held_out:
         raise UserError(
             f"{name} is too short: expected {PIECES} files of at least one training window, "
@@ -135,8 +133,7 @@ def load_corpus(path: str | None, window: int) -> Corpus:
         b"".join(os.fsencode(key) + hashlib.sha256(files[key]).digest() for key in sorted(files))
     ).hexdigest()
     train = [files[key] for key in order if key not in held_out]
-    held = [files[key] for key in held_out]
-    return Corpus(name, digest[:16], Text(train, window), Text(held, window))
+    return Corpus(name, digest[:16], Text(train, window), Text([*held_out.values()], window))
 
 
 # ----------------------------------------------------------------------------------- batches

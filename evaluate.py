@@ -57,7 +57,7 @@ def summarize(bits: Tensor) -> dict[str, float]:
 
 @torch.inference_mode()
 def reading_accuracy(model: Vist2, corpus: Corpus, chunks: int) -> dict[str, float]:
-    """Share of bytes that READ gets right, teacher-forced, of as many chunks of noise and text."""
+    """Share of bytes that READ gets right, teacher-forced, on so many chunks of noise and of text."""
     rng, n = generator("evaluation"), model.config.chunk
     noise = torch.randint(BYTES, (chunks, n), generator=rng)
     page = torch.cat([noise, corpus.held_out.sample(chunks, n, rng)])
@@ -97,7 +97,7 @@ def exact_match(model: Vist2, examples: list[Example], history: str) -> float:
 
 
 def sample_questions(corpus: Corpus, chunk: int, distance: int, count: int) -> list[Example]:
-    """Fresh held-out questions, in contexts of eight chunks or of `distance`."""
+    """Fresh questions about plain facts alone, in contexts of eight chunks or of `distance`."""
     rng, chunks = generator("evaluation", "recall", distance), max(8, distance)
     text = corpus.held_out
     return [recall_example(text, rng, chunk, chunks, distance) for _ in range(count)]

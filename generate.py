@@ -18,16 +18,8 @@ from torch import Tensor
 
 from cache import GROUP, Session
 from common import WEIGHTS, find_device, open_model
-from console import (
-    ByteWriter,
-    UserError,
-    check_range,
-    command_line,
-    one_line,
-    printable,
-    read_file,
-    warn,
-)
+from console import ByteWriter, UserError, check_range, command_line
+from console import one_line, printable, read_file, warn
 from questions import STOP, question_prompt, refuse_roles
 from vist2 import BYTES, HISTORIES, READ, Config, Vist2
 
@@ -96,7 +88,9 @@ def generate(
     UserError for settings that make no sense.
     """
     chunks = model.config.chunks if history_chunks is None else history_chunks
-    session = Session(model, 1, history, chunks * model.config.chunk)
+    if history not in SESSIONS:
+        raise UserError(f"history is {history!r}, expected one of {', '.join(SESSIONS)}")
+    session = SESSIONS[history](model, 1, capacity=chunks * model.config.chunk)
     prompt = end_of_prompt(prompt, session.capacity, model.config.chunk)
     logits = session.prefill(as_row(prompt))
     written = bytearray()
@@ -172,8 +166,7 @@ def fit_context(text: bytes, info: dict, name: str = "the context") -> bytes:
 
 def print_answers(model: Vist2, info: dict, args: argparse.Namespace) -> None:
     context = fit_context(read_file(args.context), info, args.context)
-    names = ("temperature", "top_k", "seed", "history")
-    how = {name: getattr(args, name) for name in names}
+    how = {name: getattr(args, name) for name in ("temperature", "top_k", "seed", "history")}
     for question in sys.stdin.buffer if args.ask == "-" else [os.fsencode(args.ask)]:
         question = question.rstrip(b"\r\n")
         response, ended = answer(model, context, question, args.max_new_bytes, **how)
@@ -205,20 +198,20 @@ def print_continuation(model: Vist2, prompt: bytes, info: dict, args: argparse.N
     began = time.perf_counter()
     session = SESSIONS[args.history](model, 1, capacity=chunks * model.config.chunk)
     logits = session.prefill(as_row(prompt))
-    how = (args.max_new_bytes, args.temperature, args.top_k, args.seed)
     times, out = [], ByteWriter()
-    for new in write(session, logits, *how):
+    for new in write(session, logits, args.max_new_bytes, args.temperature, args.top_k, args.seed):
         times.append(time.perf_counter())
         out.write(bytes(new.tolist()))
     out.end()
     if args.stats and times:
         entries, full, size = session.cache_entries, session.count + 1, session.cache_bytes / 1024
-        speed = (len(times) - 1) / max(times[-1] - times[0], 1e-9)
+        first, rest = 1000 * (times[0] - began), times[-1] - times[0]
+        speed = f", then {(len(times) - 1) / rest:.0f} bytes/s" if rest else ""
         warn(
             f"the cache holds {entries} entries, {size:.0f} KiB, for {session.count} "
             f"bytes; as full text {full} entries, {size * full / entries:.0f} KiB"
         )
-        warn(f"first byte after {1000 * (times[0] - began):.0f} ms, then {speed:.0f} bytes/s")
+        warn(f"first byte after {first:.0f} ms{speed}")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -116,7 +116,7 @@ class Style:
     gap: int = 0  # most bytes of text before each fact; after the last up to the context's end
     alike: int = 0  # of four keys, so many have the letters of another one, and perhaps one more
     twice: int = 0  # of eight facts, so many give a key a new value, which is the one that counts
-    absent: int = 0  # 1: up to one question and a quarter of all is for a key that is not there
+    absent: int = 0  # 1: of q questions up to 1 + q // 4 are for keys that are not there
 
     def key(self, rng: Generator, others: list[bytes]) -> bytes:
         if others and draw(rng, 4) < self.alike:
@@ -236,11 +236,9 @@ def styled_example(text: Text, rng: Generator, chunk: int, chunks: int) -> Examp
 # ---------------------------------------------------------------------------------- passages
 
 
-def repeat_example(text: Text, rng: Generator, chunk: int, chunks: int, distance=0) -> Example:
+def repeat_example(text: Text, rng: Generator, chunk: int, chunks: int) -> Example:
     """Text of `chunks` chunks and an open one, and up to MAX_PASSAGES questions to repeat a
-    chunk's length of it from a line on. Or, given a distance, one question, as in
-    `recall_example`. Raises UserError if there is no such line."""
-    most = 1 if distance else MAX_PASSAGES
+    chunk's length of it from a line on. Raises UserError if there is no such line."""
     for _ in range(TRIES):
         context = sample_without_roles(text, chunks * chunk + draw(rng, chunk), rng)
         turns: list[tuple[bytes, bytes]] = []
@@ -248,10 +246,9 @@ def repeat_example(text: Text, rng: Generator, chunk: int, chunks: int, distance
             if context[start - 1 : start] != b"\n":
                 continue
             line = context[start : start + QUOTED].split(b"\n")[0]
-            found = len(line.strip()) >= QUOTED // 2 and context.count(line) == 1
-            if found and distance in (0, chunks - start // chunk):
+            if len(line.strip()) >= QUOTED // 2 and context.count(line) == 1:
                 turns.append((b"Repeat from: " + line, context[start : start + chunk]))
-            if len(turns) == most:
+            if len(turns) == MAX_PASSAGES:
                 break
         if turns:
             return Example(context, tuple(turns))

@@ -50,10 +50,7 @@ def glyphs(cell: tuple[int, int]) -> torch.Tensor:
     bytes as the letter of their caret notation (^@ .. ^_, ^?), white on black. Text is UTF-8,
     where a byte over 127 is never a letter by itself: it gets the bitmap of `byte - 128`, its top
     row flipped. Each bitmap is averaged over the area that a pixel of the cell covers.
-
-    Raises UserError for a cell that is not one of CELLS.
     """
-    check_cell(cell)
     font = ImageFont.load_default_imagefont()
     h, w = cell
     bitmaps = []
@@ -76,7 +73,7 @@ def fills_page(m: int) -> bool:
 
 
 def patches_per_chunk(n: int, cell: tuple[int, int]) -> int:
-    """m, the patches that n bytes fill: a row of up to four, or whole rows of four.
+    """m, the patches that n bytes fill.
 
     Raises UserError for an unknown cell, and where n bytes do not fill such a page.
     """
@@ -94,7 +91,7 @@ def patches_per_chunk(n: int, cell: tuple[int, int]) -> int:
 def render(chunks: torch.Tensor, cell: tuple[int, int]) -> torch.Tensor:
     """Sketches of chunks: (..., n) integer bytes -> (..., H, W) float32 in [0, 1].
 
-    Works on the device that the chunks are on. W is 64 pixels, less for fewer than four patches.
+    On the chunks' device. W is 64 pixels, less for fewer than four patches.
     """
     width = min(PAGE, PATCH * patches_per_chunk(chunks.shape[-1], cell))
     h, w = cell
@@ -119,13 +116,13 @@ def enlarge(picture: Image.Image, times: int) -> Image.Image:
     return picture.resize(size, Image.Resampling.NEAREST)
 
 
-def contact_sheet(text: bytes, cell: tuple[int, int], chunk: int, columns: int = 4) -> Image.Image:
-    """The sketches of a text side by side, black on white, in grey frames, enlarged."""
+def contact_sheet(text: bytes, cell: tuple[int, int], chunk: int) -> Image.Image:
+    """The sketches of a text, four a row, black on white, in grey frames, enlarged."""
     text += b" " * (-len(text) % chunk)
     sketches = render(torch.tensor(list(text)).view(-1, chunk), cell)  # (N, H, W)
     framed = F.pad(F.pad(1 - sketches, (1, 1, 1, 1), value=1.0), (1, 1, 1, 1), value=0.7)
-    blank = torch.ones(-len(framed) % columns, *framed.shape[1:])
-    page = rearrange(torch.cat([framed, blank]), "(r c) H W -> (r H) (c W)", c=columns)
+    blank = torch.ones(-len(framed) % 4, *framed.shape[1:])
+    page = rearrange(torch.cat([framed, blank]), "(r c) H W -> (r H) (c W)", c=4)
     return enlarge(Image.fromarray((255 * page).byte().numpy()), 3)
 
 

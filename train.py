@@ -23,19 +23,8 @@ from tqdm import tqdm
 
 from common import find_device, lock_folder, read_checkpoint, restore, save_checkpoint, write_file
 from console import UserError, check_range, command_line, delay_signals, one_line, warn
-from curriculum import (
-    CHUNK_TASKS,
-    DEFAULTS,
-    INSTRUCT_RATE,
-    MAX_OWN_CHUNKS,
-    MAX_STEPS,
-    TABLES,
-    Stage,
-    count_steps,
-    fit_to_corpus,
-    sample_batches,
-    scale_stages,
-)
+from curriculum import CHUNK_TASKS, DEFAULTS, INSTRUCT_RATE, MAX_OWN_CHUNKS, MAX_STEPS, TABLES
+from curriculum import Stage, count_steps, fit_to_corpus, sample_batches, scale_stages
 from data import Corpus, load_corpus
 from evaluate import evaluate_briefly, report
 from optim import ADAMW_RATE, make_optimizers
@@ -178,17 +167,11 @@ def rate(step: int, plan: list[Stage]) -> float:
 
 
 def train(
-    model: Vist2,
-    corpus: Corpus,
-    settings: Settings,
-    stages: list[Stage],
-    out: Path,
-    resumed: dict | None = None,
-    before: dict | None = None,
+    model: Vist2, corpus: Corpus, settings: Settings, stages, out: Path, resumed=None, before=None
 ) -> dict:
-    """Run the stages, or what is left of them, and return the info of the last checkpoint. After a
-    Ctrl-C or the like that has all steps so far; a second Ctrl-C raises KeyboardInterrupt, and what
-    came after the last checkpoint is lost.
+    """Run the stages, or what is left of them; return the info of the last checkpoint. A Ctrl-C or
+    the like ends the run after its step and saves it. A second Ctrl-C raises KeyboardInterrupt; the
+    steps since the last checkpoint are lost.
 
     resumed: the checkpoint to go on with, if any. before: the info of the one that the model comes
     from, if any. Writes out/model.pt and out/log.jsonl. Raises UserError for a loss that is not
@@ -294,8 +277,7 @@ def parse(argv: list[str] | None) -> Settings:
 def check_equal(path: Path, before: dict, now: dict) -> None:
     """Raises UserError if a checkpoint was made under other settings."""
     for name, value in now.items():
-        if before.get(name) != value:
-            was = before.get(name)
+        if (was := before.get(name)) != value:
             raise UserError(f"cannot go on from {path}: {name} was {was}, now it is {value}")
 
 

@@ -28,8 +28,8 @@ Notable, and where it comes from:
     key offset                     modded-nanogpt: half of a key is the token before's, so that
                                    what matches it returns what follows (mask.py)
     one code for text and sketch   this project: `embed_text`; recall needs it, and key offset
-    its opening in every input     this project: a byte that is read goes by place, one that is
-                                   written by content
+    its opening in every input     this project: so a byte knows whether it is read, by its place,
+                                   or written, by content
     squared ReLU                   Primer, So et al. 2021
     RMSNorm without a gain         Zhang and Sennrich 2019; the matrix that follows can hold one
     zero-initialised head          the first prediction is uniform over the bytes
@@ -67,7 +67,7 @@ class Config:
 
     chunk: int = 64  # n, bytes
     cell: tuple[int, int] = (16, 4)  # pixels of one byte (height, width): a compression dial
-    merge: int = 1  # neighbouring patches in one sketch token: a second one
+    merge: int = 1  # neighbouring patches in one sketch token: a second dial
     chunks: int = 8  # N, chunks in a training window
     width: int = 128  # C of the decoder
     layers: int = 4
@@ -238,10 +238,7 @@ class Encoder(nn.Module):
     def forward(self, sketches):
         """(B, H, W) pixels in [0, 1] -> (B, patches, encoder width)."""
         patches = rearrange(sketches, "B (row h) (col w) -> B (row col) (h w)", h=PATCH, w=PATCH)
-        return self.encode(3 * patches - 0.6)  # a fifth is ink: mean about 0, spread about 1
-
-    def encode(self, patches):
-        """(B, patches, values of each) -> (B, patches, encoder width)."""
+        patches = 3 * patches - 0.6  # a fifth is ink: mean about 0, spread about 1
         x = norm(self.embed(patches.type_as(self.embed.weight)))
         return self.transformer(x, torch.arange(x.shape[1], device=x.device), self.attends)
 

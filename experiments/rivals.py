@@ -103,7 +103,9 @@ class Patches(Latent):
 
     def encode(self, x):
         r = self.config.ratio // self.config.merge
-        return self.encoder.encode(rearrange(x, "B (patch r) C -> B patch (r C)", r=r))
+        x = norm(self.encoder.embed(rearrange(x, "B (patch r) C -> B patch (r C)", r=r)))
+        positions = torch.arange(x.shape[1], device=x.device)
+        return self.encoder.transformer(x, positions, self.encoder.attends)
 
 
 class PoolSketch(Vist2):
@@ -254,10 +256,10 @@ class SlowFast(WithText):
         return super().forward(text, openings, history, *inputs, **more)
 
 
-def see_newest_chunk(query: Layout, key: Layout, window: int = 1):
-    """A byte sees so many finished chunks as text, and of older ones the sketches alone."""
+def see_newest_chunk(query: Layout, key: Layout):
+    """A byte sees the newest finished chunk as text, and of older ones the sketches alone."""
     causal = key.index <= query.index
-    near = query.chunk - key.chunk <= window
+    near = query.chunk - key.chunk <= 1
     return causal & torch.where(key.is_sketch, query.is_sketch | ~near, ~query.is_sketch & near)
 
 

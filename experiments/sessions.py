@@ -3,8 +3,8 @@
     python -m experiments.sessions --history slowfast --prompt "def " --stats
 
 Both read a prompt chunk by chunk, as they would write it. The command is `generate.py` with one
-history more. `slowfast` writes well with a checkpoint that was trained so, one of
-`experiments.compare`. Shapes are those of vist2.py.
+history more, for a checkpoint of the rival `slowfast`; nothing checks that. Shapes are those of
+vist2.py.
 """
 
 import torch

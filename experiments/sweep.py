@@ -112,7 +112,8 @@ def main(argv: list[str] | None = None) -> None:
         if not args.sizes:
             config = runs[0][1].config
             corpus = load_corpus(args.data, config.chunks * config.chunk)
-            title, rows = f"{title}, after {args.steps} steps each", sweep_rows(runs, corpus)
+            title = f"{title}, after {args.steps} steps, at 1x of language alone"
+            rows = sweep_rows(runs, corpus)
         content = {"machine": this_machine(find_device(args.device)), "steps": args.steps}
         content["rows"] = show(title, rows)
         if args.json:

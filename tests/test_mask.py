@@ -79,11 +79,9 @@ def test_attention_in_blocks_is_attention_under_the_whole_mask(N, n, m):
         assert not layout.is_sketch[plan.outputs].any()
 
 
-@pytest.mark.parametrize("N, n, m", WINDOWS)
+@pytest.mark.parametrize("N, n, m", WINDOWS[:-1])  # of one chunk nothing is sketched
 def test_a_block_has_no_key_that_none_of_its_queries_sees(N, n, m):
     blocks = plan_forward(N, n, m, N - 1, 0, may_attend, torch.device("cpu")).blocks
-    if N == 1:  # text alone
-        return
     assert len(blocks) <= mask.QUERY_BLOCKS
     assert all(seen.any(0).all() and len(keys) == seen.shape[1] for keys, seen in blocks)
     together = -(-N // mask.QUERY_BLOCKS)  # chunks in a block

@@ -257,6 +257,7 @@ def test_slow_and_fast_writes_what_the_uncached_forward_finds_likeliest(
     assert list(written) == likeliest[:new].tolist()
     held = entries("slowfast", len(prompt) + new - 1)  # the last byte is not fed
     assert f"the cache holds {held} entries" in capsys.readouterr().err
+    assert generate.generate(model, prompt, new, history="slowfast", history_chunks=N) == written
 
 
 def test_costs_are_those_of_the_default_model():
