@@ -57,7 +57,7 @@ def summarize(bits: Tensor) -> dict[str, float]:
 
 @torch.inference_mode()
 def reading_accuracy(model: Vist2, corpus: Corpus, chunks: int) -> dict[str, float]:
-    """Share of bytes that READ gets right, teacher-forced, on so many chunks of noise and of text."""
+    """Share of bytes that READ gets right, teacher-forced, on `chunks` of noise and of text."""
     rng, n = generator("evaluation"), model.config.chunk
     noise = torch.randint(BYTES, (chunks, n), generator=rng)
     page = torch.cat([noise, corpus.held_out.sample(chunks, n, rng)])
