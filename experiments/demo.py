@@ -3,6 +3,7 @@
     python -m experiments.demo                     other facts each time; --seed has them again
     python -m experiments.demo --context FILE      facts of your own, key=value lines
     python -m experiments.demo --html demo.html    the same as a page, too
+    python -m experiments.demo --write "def "      text that is written, chunk by chunk a sketch
 
 The decoder sees a finished chunk through its sketch alone. So the controls ask the same question
 about another text: the sketches of other facts, or blank ones, are all that changes.
@@ -18,6 +19,7 @@ import secrets
 import shutil
 import string
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,10 +33,10 @@ from data import generator
 from evaluate import exact_match
 from experiments.figures import SKETCH, moments, share_of_pixels, tinted
 from experiments.report import written
-from generate import CHECKPOINT, answer, as_row, fit_context
+from generate import CHECKPOINT, answer, as_row, fit_context, write
 from questions import STOP, Example, Style, one_of, question_prompt, write_facts
 from render import enlarge, render
-from vist2 import Vist2
+from vist2 import Config, Vist2
 
 CHUNKS = 4  # of facts, where nobody gives a context
 MOST_SHOWN = 8  # chunks of a context
@@ -146,7 +148,37 @@ class Page:
         self.parts.append(f"<table><tr>{'<tr>'.join(cells)}</table>")
 
 
-# -------------------------------------------------------------------------------------- story
+# ------------------------------------------------------------------------------------ stories
+
+
+def say_on(screens: list, text: str) -> None:
+    for screen in screens:
+        screen.words(text)
+
+
+def show_on(screens: list, config: Config, chunk: bytes, share: torch.Tensor | None = None) -> None:
+    """The sketch of a chunk, of each token the share (m,) of colour."""
+    ink = render(as_row(chunk)[0], config.cell)
+    share = torch.zeros(config.sketch_tokens) if share is None else share
+    for screen in screens:
+        screen.sketch(ink, share_of_pixels(share, ink, config))
+
+
+def tell_writing(model: Vist2, prompt: bytes, count: int, seed: int, screens: list) -> None:
+    """Write on: each chunk as text, and as the sketch that takes its place, until so many new
+    bytes are written."""
+    n, say, text = model.config.chunk, partial(say_on, screens), bytearray(prompt)
+    session = Session(model, 1, "sketch", len(prompt) + count + n)
+    for new in write(session, session.prefill(as_row(prompt)), count, 0.8, seed=seed):
+        text += bytes(new.tolist())
+        if len(text) % n == 0:
+            chunk, entries = bytes(text[-n:]), session.cache_entries
+            left = entries - n + model.config.sketch_tokens + 1
+            say(f"chunk {len(text) // n - 1} is full: {one_line(chunk)}")
+            show_on(screens, model.config, chunk)
+            say(f"its sketch takes its place: {entries} entries of the cache become {left}\n")
+    say(f"the open chunk: {one_line(bytes(text[len(text) // n * n :]))}")
+    say(f"the cache holds {session.cache_entries} entries; as text {session.count + 1}")
 
 
 def tell(model: Vist2, context: bytes, rng: Generator, screens: list) -> None:
@@ -160,15 +192,10 @@ def tell(model: Vist2, context: bytes, rng: Generator, screens: list) -> None:
             f"lines in {n} bytes or more"
         )
 
-    def say(text: str) -> None:
-        for screen in screens:
-            screen.words(text)
+    say = partial(say_on, screens)
 
     def show(text: bytes, chunk: int, share: torch.Tensor | None = None) -> None:
-        ink = render(as_row(text)[0, chunk * n : (chunk + 1) * n], model.config.cell)
-        share = torch.zeros(m) if share is None else share
-        for screen in screens:
-            screen.sketch(ink, share_of_pixels(share, ink, model.config))
+        show_on(screens, model.config, text[chunk * n : (chunk + 1) * n], share)
 
     def ask(text: bytes, key: bytes, history="sketch") -> str:
         return one_line(answer(model, text, key, 32, history=history)[0])
@@ -190,10 +217,8 @@ def tell(model: Vist2, context: bytes, rng: Generator, screens: list) -> None:
     start, stop = facts[key]
     seen = next(moments(model, question_prompt(context, key), 1, len(context) + 4 * n, STOP)).seen
     shares = torch.stack(seen).mean(0)[: end // n * m].view(-1, m)
-    chunk, token = divmod(int(shares.argmax()), m)
-    patch = context[chunk * n :][token * n // m : (token + 1) * n // m]
-    say(f"\nAsked for {one_line(key)}, the first byte of the answer looks most at chunk {chunk},")
-    say(f"at the patches of {one_line(patch)!r}:")
+    chunk = int(shares.argmax()) // m
+    say(f"\nAsked for {one_line(key)}, the first byte of the answer looks most at chunk {chunk}:")
     show(context, chunk, shares[chunk] / shares.max())
 
     foreign = draw_facts(rng, end) + context[end:]
@@ -226,24 +251,30 @@ def main(argv: list[str] | None = None) -> None:
     add("--context", metavar="FILE", help="facts of your own, key=value lines")
     add("--checkpoint", help="default as in generate.py")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (%(default)s)")
+    add("--write", metavar="PROMPT", help="write on from here, in place of questions")
+    add("--bytes", type=int, default=192, help="to --write (%(default)s)")
     add("--html", metavar="FILE", help="write the same as a page that needs nothing else")
     args = parser.parse_args(argv)
     with command_line("demo.py", "--context"):
         seed = secrets.randbelow(10**6) if args.seed is None else args.seed
         check_range("--seed", seed, 0, 2**63 - 1)
+        check_range("--bytes", args.bytes, 1, 2**16)
+        if args.write is not None and args.context:
+            raise UserError("--write and --context do not go together")
         check_writable(args.html)
         model, info = open_model(args.checkpoint, CHECKPOINT, find_device(args.device))
         if info["history"] != "sketch":
             trained = f"{info['path']} was trained under {info['history']!r}"
             raise UserError(f"{trained}, expected 'sketch'")
-        rng = generator("demo", seed)
-        size = CHUNKS * model.config.chunk
-        text = draw_facts(rng, size) if args.context is None else read_file(args.context)
-        context = fit_context(text, info, args.context or "the text")
         page = Page("A language model that reads its past from pictures")
-        page.words(f"seed {seed}")
-        print(f"--seed {seed}")
-        tell(model, context, rng, [Terminal(), page])
+        screens = [Terminal(), page]
+        say_on(screens, f"--seed {seed}")
+        if args.write is not None:
+            tell_writing(model, os.fsencode(args.write), args.bytes, seed, screens)
+        else:
+            rng, size = generator("demo", seed), CHUNKS * model.config.chunk
+            text = draw_facts(rng, size) if args.context is None else read_file(args.context)
+            tell(model, fit_context(text, info, args.context or "the text"), rng, screens)
         if args.html:
             write_file(Path(args.html), "\n".join(page.parts).encode())
             print(one_line(args.html))
