@@ -223,7 +223,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--prompt", help="text to continue, may be empty; --prompt=-x where it begins with -")
     add("--prompt-file", metavar="FILE", help="a file to continue, - for standard input")
     add("--read", metavar="FILE", help="print what the model reads from a file's sketches")
-    asks = "answer from --context, seen as sketches alone; - takes a question a line of the input"
+    asks = "answer from --context, seen as sketches; - takes a question a line of the input"
     add("--ask", metavar="QUESTION", help=asks)
     add = parser.add_argument
     add("--context", metavar="FILE", help="what --ask is about, - for standard input")

@@ -78,7 +78,11 @@ def budget_rows(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.budget", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.budget",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     default = ["runs/full/model.pt", "runs/sketch/model.pt"]
     add("checkpoints", nargs="*", default=default, help=f"default: {' '.join(default)}")

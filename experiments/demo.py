@@ -168,6 +168,7 @@ def tell_writing(model: Vist2, prompt: bytes, count: int, seed: int, screens: li
     """Write on: each chunk as text, and as the sketch that takes its place, until so many new
     bytes are written."""
     n, say, text = model.config.chunk, partial(say_on, screens), bytearray(prompt)
+    say(f"--seed {seed}")
     session = Session(model, 1, "sketch", len(prompt) + count + n)
     for new in write(session, session.prefill(as_row(prompt)), count, 0.8, seed=seed):
         text += bytes(new.tolist())
@@ -181,10 +182,10 @@ def tell_writing(model: Vist2, prompt: bytes, count: int, seed: int, screens: li
     say(f"the cache holds {session.cache_entries} entries; as text {session.count + 1}")
 
 
-def tell(model: Vist2, context: bytes, rng: Generator, screens: list) -> None:
+def tell(model: Vist2, context: bytes, seed: int, screens: list) -> None:
     """Show a context as sketches, ask for one of its facts, change it, ask for all of them."""
     n, m = model.config.chunk, model.config.sketch_tokens
-    end = len(context) // n * n
+    end, rng = len(context) // n * n, generator("demo", "questions", seed)
     facts = whole_facts(context, end)
     if not facts:
         raise UserError(
@@ -198,8 +199,9 @@ def tell(model: Vist2, context: bytes, rng: Generator, screens: list) -> None:
         show_on(screens, model.config, text[chunk * n : (chunk + 1) * n], share)
 
     def ask(text: bytes, key: bytes, history="sketch") -> str:
-        return one_line(answer(model, text, key, 32, history=history)[0])
+        return one_line(answer(model, text, key, 32, history=history)[0]) or "(nothing)"
 
+    say(f"--seed {seed}: {len(facts)} facts")
     for chunk in range(min(end // n, MOST_SHOWN)):
         say(f"chunk {chunk}, {n} bytes, and its sketch, {m} visual tokens:")
         say(one_line(context[chunk * n : (chunk + 1) * n]))
@@ -210,7 +212,7 @@ def tell(model: Vist2, context: bytes, rng: Generator, screens: list) -> None:
     session = Session(model, 1, "sketch", len(context) + 2 * n)
     session.prefill(as_row(context))
     rest = f", and {len(context) - end} bytes of the open chunk" if end < len(context) else ""
-    say(f"\nThe text is gone. The cache holds {end // n} sketches of {m} tokens{rest}:")
+    say(f"\nThe text is gone. The cache holds {m} tokens of each sketch{rest}:")
     say(f"{session.cache_entries} entries; as text {len(context) + 1}.")
 
     key = one_of(rng, *facts)
@@ -241,11 +243,17 @@ def tell(model: Vist2, context: bytes, rng: Generator, screens: list) -> None:
     changed = context[:start] + new + context[stop:]
     say(f"The value of {one_line(key)} becomes {one_line(new)}; chunk {start // n} is drawn anew:")
     show(changed, start // n)
-    say(f"Asked again for {one_line(key)}, the model answers {ask(changed, key)}")
+    again = ask(changed, key)
+    verdict = "right" if again == one_line(new) else "wrong"
+    say(f"Asked again for {one_line(key)}, the model answers {again}: {verdict}.")
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.demo", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("--seed", type=int, help="of the facts and the question; default: another each time")
     add("--context", metavar="FILE", help="facts of your own, key=value lines")
@@ -268,13 +276,13 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"{trained}, expected 'sketch'")
         page = Page("A language model that reads its past from pictures")
         screens = [Terminal(), page]
-        say_on(screens, f"--seed {seed}")
         if args.write is not None:
             tell_writing(model, os.fsencode(args.write), args.bytes, seed, screens)
         else:
-            rng, size = generator("demo", seed), CHUNKS * model.config.chunk
-            text = draw_facts(rng, size) if args.context is None else read_file(args.context)
-            tell(model, fit_context(text, info, args.context or "the text"), rng, screens)
+            text = draw_facts(generator("demo", seed), CHUNKS * model.config.chunk)
+            if args.context is not None:
+                text = read_file(args.context)
+            tell(model, fit_context(text, info, args.context or "the text"), seed, screens)
         if args.html:
             write_file(Path(args.html), "\n".join(page.parts).encode())
             print(one_line(args.html))

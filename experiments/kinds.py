@@ -7,11 +7,11 @@ Pages are read free-running. Questions are about held-out text and fresh facts, 
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -146,9 +146,11 @@ def sample_pages(corpus: Corpus, rows: int, n: int) -> Iterator[tuple[str, Tenso
     yield "NULs", torch.zeros(rows, n, dtype=torch.long)
     blanks = torch.tensor(list(b" \t"))
     yield "spaces and tabs", blanks[torch.randint(2, (rows, n), generator=rng)]
-    program = torch.frombuffer(bytearray(Path(sys.executable).read_bytes()), dtype=torch.uint8)
+    libraries = (Path(torch.__file__).parent / "lib").iterdir()
+    program = np.memmap(max(libraries, key=lambda path: path.stat().st_size), mode="r")
     starts = torch.randint(len(program) - n, (rows, 1), generator=rng)
-    yield "machine code, the Python executable", program[starts + torch.arange(n)].long()
+    page = torch.tensor(program[starts + torch.arange(n)])
+    yield "machine code, torch's largest library", page.long()
 
 
 def reading_rows(model: Vist2, corpus: Corpus, history: str, count: int) -> Iterator[dict]:
@@ -176,7 +178,11 @@ def language_rows(model: Vist2, corpus: Corpus, history: str, count: int) -> Ite
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.kinds", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.kinds",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("checkpoint", nargs="?", help=f"default: {CHECKPOINT}, or else the weights here")
     add("--count", type=int, default=60, help="questions, or pages, of a kind (%(default)s)")

@@ -92,7 +92,11 @@ def sweep_rows(runs: list[tuple[float, SizedRun]], corpus: Corpus) -> Iterator[d
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.sweep", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("--steps", type=int, default=1500, help="of each run, about (%(default)s)")
     add("--lr", type=float, default=DEFAULTS["tiny"]["lr"], help="Muon's, of all (%(default)s)")

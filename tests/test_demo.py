@@ -91,11 +91,13 @@ def test_only_its_own_sketches_answer_and_a_page_tells_the_same(tmp_path, capsys
         assert all(score <= 1 for score, _ in scores[1:])
         right.append(scores[0][0] / scores[0][1])
         key, new = re.search(r"The value of (\S+) becomes (\S+);", said).groups()
-        again = re.search(rf"Asked again for {key}, the model answers (\S+)", said)[1]
+        found = re.search(rf"again for {key}, the model answers (\S+): (\w+)", said)
+        again, verdict = found.groups()
+        assert verdict == ("right" if again == new else "wrong")
         right.append(again == new)
-        assert "The cache holds 4 sketches of 16 tokens:\n65 entries; as text 257." in said
+        assert "The cache holds 16 tokens of each sketch:\n65 entries; as text 257." in said
         told = html.unescape(page.read_text())
-        assert f"seed {seed}" in told and f"The value of {key} becomes {new};" in told
+        assert f"--seed {seed}: " in told and f"The value of {key} becomes {new};" in told
         assert told.count("<img") == 6 == told.count("src='data:image/png;base64,")
         assert not re.search(r"(src|href)=(?!'data:)|<script", told)
     assert sum(right) / len(right) > 0.8
