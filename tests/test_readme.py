@@ -26,6 +26,13 @@ def test_every_linked_file_and_every_program_is_there():
             assert (ROOT / "experiments" / f"{module}.py").exists(), f"{page.name}: {module}"
 
 
+def test_what_the_readme_shows_in_python_answers(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    [code] = re.findall(r"```python\n(from common.*?)```", README, re.S)
+    exec(code, {})
+    assert capsys.readouterr().out.endswith("\n(b'9223', True)\n")
+
+
 def test_no_import_goes_up():
     """The files of the core in the order of reading; experiments import the core, never back."""
     order = re.findall(r"^\| `(\w+)\.py` \| \d+ \|", README, re.M)
