@@ -3,10 +3,12 @@
     python -m experiments.kinds                              what train.py has written
     python -m experiments.kinds weights/tiny.pt --json kinds.json
 
-Pages are read free-running. Questions are about held-out text and fresh facts, exact or wrong.
+Pages are read free-running. Questions are about fresh facts, some in held-out text; an answer is
+exact or wrong. Names are those that come again in held-out text.
 """
 
 import argparse
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -166,15 +168,49 @@ def reading_rows(model: Vist2, corpus: Corpus, history: str, count: int) -> Iter
 # ---------------------------------------------------------------------------------- language
 
 
-def language_rows(model: Vist2, corpus: Corpus, history: str, count: int) -> Iterator[dict]:
-    """Held-out windows of four times training's shortest, whole and cut into the shortest."""
-    config = model.config
+def long_windows(corpus: Corpus, count: int) -> Tensor:
+    """Held-out windows of four times training's shortest, spread over all: (count, bytes)."""
     windows = corpus.held_out.windows(4 * corpus.held_out.window)
-    windows = windows[:: max(1, len(windows) // count)][:count]
+    return windows[:: max(1, len(windows) // count)][:count]
+
+
+def language_rows(model: Vist2, corpus: Corpus, history: str, count: int) -> Iterator[dict]:
+    """Long windows, whole and cut into the shortest."""
+    config, windows = model.config, long_windows(corpus, count)
     whole = evaluate.bits_of(model, windows.reshape(len(windows), -1, config.chunk), history)
     cut = evaluate.bits_of(model, windows.reshape(-1, config.chunks, config.chunk), history)
     yield {"chunks of past, up to": config.chunks - 1, "bits per byte": cut.mean().item()}
     yield {"chunks of past, up to": 4 * config.chunks - 1, "bits per byte": whole.mean().item()}
+
+
+NAME = re.compile(rb"[A-Za-z_]{8,}")
+BEGUN = 3  # letters of a name that are given
+
+
+def name_places(text: bytes, n: int) -> Iterator[tuple[int, int, int]]:
+    """(start, end, chunks back) of each name that has stood in a text before."""
+    last: dict[bytes, int] = {}
+    for found in NAME.finditer(text):
+        start, name = found.start(), found[0]
+        if name in last:
+            yield start, found.end(), start // n - last[name] // n
+        last[name] = start
+
+
+@torch.inference_mode()
+def name_rows(model: Vist2, corpus: Corpus, history: str, count: int) -> Iterator[dict]:
+    """Names in long windows that come again: share of which all is likeliest after the first
+    letters, by how many chunks back they stood the last time."""
+    n, right = model.config.chunk, {}
+    for window in long_windows(corpus, count):
+        text = window.view(1, -1, n).to(model.device)
+        hit = (model(text, history=history).argmax(-1) == text).flatten()
+        for start, end, back in name_places(bytes(window.tolist()), n):
+            right.setdefault(back.bit_length(), []).append(hit[start + BEGUN : end].all().item())
+    for bits, found in sorted(right.items()):
+        back = "0" if bits == 0 else "1" if bits == 1 else f"{2 ** (bits - 1)} to {2**bits - 1}"
+        share = sum(found) / len(found)
+        yield {"last seen, chunks back": back, "names": len(found), "completed": share}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -199,6 +235,7 @@ def main(argv: list[str] | None = None) -> None:
             ("recall", f"Facts, share of {args.count} questions", recall_rows),
             ("reading", f"Pages, {args.count} of each kind", reading_rows),
             ("language", "Held-out text", language_rows),
+            ("names", f"Names in held-out text, after {BEGUN} letters", name_rows),
         ):
             content[name] = show(title, rows(model, corpus, info["history"], args.count))
         if args.json:

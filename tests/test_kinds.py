@@ -1,6 +1,8 @@
 import json
 
 import pytest
+import torch
+import torch.nn.functional as F
 from conftest import info, make_model
 
 import evaluate
@@ -60,6 +62,29 @@ def test_all_tables_are_printed_and_written_as_json(tmp_path, small_file, monkey
     for name in ("recall", "reading", "language"):
         assert f"| {' | '.join(content[name][0])} |" in said
     assert [row["chunks of past, up to"] for row in content["language"]] == [3, 15]
+    assert "Names in held-out text" in said and "names" in content
+
+
+def test_a_name_counts_by_when_it_stood_last_and_only_if_all_of_its_rest_is_likeliest(monkeypatch):
+    text = bytearray(b". " * 128)
+    stands = {b"long_name": (0, 20, 31), b"Question": (42, 200), b"shorter": (60, 90)}
+    for name, starts in stands.items():
+        for start in starts:
+            text[start : start + len(name)] = name
+    places = [(20, 29, 1), (31, 40, 0), (200, 208, 10)]
+    assert sorted(kinds.name_places(bytes(text), 16)) == places
+    corpus = Corpus("", "", TEXT, Text([bytes(text)], 64))
+
+    def completed(mistaken: bytes) -> dict:
+        model, wrong = make_model(), torch.tensor(list(mistaken), dtype=torch.long)
+        guess = lambda seen, history: F.one_hot(seen.where(~torch.isin(seen, wrong), 0), 256)
+        monkeypatch.setattr(model, "forward", guess)
+        rows = kinds.name_rows(model, corpus, "sketch", 1)
+        return {row["last seen, chunks back"]: row["completed"] for row in rows}
+
+    assert completed(b"") == completed(b"lQu. ") == {"0": 1, "1": 1, "8 to 15": 1}
+    assert completed(b"s") == {"0": 1, "1": 1, "8 to 15": 0}
+    assert completed(b"m") == {"0": 0, "1": 0, "8 to 15": 1}
 
 
 def test_the_weights_that_come_with_the_code_hold_reading_and_recall_by_kind():
