@@ -111,7 +111,8 @@ def read_file(path: str, first: int | None = None) -> bytes:
     device, say; OSError for what cannot be read.
     """
     if path != "-" and (not Path(path).exists() or Path(path).is_dir()):
-        raise UserError(f"{path} is no file, expected one, or - for standard input")
+        found = "is no file" if Path(path).exists() else "is not there"
+        raise UserError(f"{path} {found}, expected a file, or - for standard input")
     with contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
         content = file.read(LARGEST_FILE + 1 if first is None else first)
     if first is None and len(content) > LARGEST_FILE:

@@ -53,17 +53,20 @@ def draw_facts(rng: Generator, size: int) -> bytes:
 
 
 def whole_facts(context: bytes, end: int) -> dict[bytes, tuple[int, int]]:
-    """Where each key's value stands, the last one of a key, up to byte `end`."""
-    found = [match for match in FACT.finditer(context) if match.end() < end]
-    return {match[1]: match.span(3) for match in found}
+    """Where each key's value stands, the last one of a key, if it ends before byte `end`."""
+    last = {match[1]: match.span(3) for match in FACT.finditer(context)}
+    return {key: span for key, span in last.items() if span[1] < end}
 
 
 def other_value(rng: Generator, value: bytes) -> bytes:
-    """Another value of the same length: a digit for a digit, a letter for a letter."""
+    """Another value of the same length: a digit for a digit, a letter for a letter, and where it
+    has neither, digits."""
     kinds = (string.digits, string.ascii_lowercase, string.ascii_uppercase)
+    alphabets = [next((k for k in kinds if c in k), c) for c in value.decode("latin-1")]
+    if max(map(len, alphabets)) == 1:
+        alphabets = [string.digits] * len(value)
     new = value
     while new == value:
-        alphabets = [next((k for k in kinds if c in k), c) for c in value.decode("latin-1")]
         new = "".join(one_of(rng, *alphabet) for alphabet in alphabets).encode("latin-1")
     return new
 
@@ -170,15 +173,18 @@ def tell_writing(model: Vist2, prompt: bytes, count: int, seed: int, screens: li
     n, say, text = model.config.chunk, partial(say_on, screens), bytearray(prompt)
     say(f"--seed {seed}")
     session = Session(model, 1, "sketch", len(prompt) + count + n)
-    for new in write(session, session.prefill(as_row(prompt)), count, 0.8, seed=seed):
-        text += bytes(new.tolist())
-        if len(text) % n == 0:
-            chunk, entries = bytes(text[-n:]), session.cache_entries
-            left = entries - n + model.config.sketch_tokens + 1
+    logits, entries = session.prefill(as_row(prompt)), session.cache_entries
+    for new in write(session, logits, count + 1, 0.8, seed=seed):
+        if len(text) > len(prompt) and len(text) % n == 0:  # the last byte of a chunk has been fed
+            chunk = bytes(text[-n:])
             say(f"chunk {len(text) // n - 1} is full: {one_line(chunk)}")
             show_on(screens, model.config, chunk)
-            say(f"its sketch takes its place: {entries} entries of the cache become {left}\n")
-    say(f"the open chunk: {one_line(bytes(text[len(text) // n * n :]))}")
+            say(f"its sketch takes its place: {entries} entries become {session.cache_entries}\n")
+        if len(text) == len(prompt) + count:
+            break
+        entries = session.cache_entries
+        text += bytes(new.tolist())
+    say(f"the open chunk: {one_line(bytes(text[len(text) // n * n :])) or '(empty)'}")
     say(f"the cache holds {session.cache_entries} entries; as text {session.count + 1}")
 
 
@@ -218,7 +224,7 @@ def tell(model: Vist2, context: bytes, seed: int, screens: list) -> None:
     key = one_of(rng, *facts)
     start, stop = facts[key]
     seen = next(moments(model, question_prompt(context, key), 1, len(context) + 4 * n, STOP)).seen
-    shares = torch.stack(seen).mean(0)[: end // n * m].view(-1, m)
+    shares = torch.stack(seen).mean(0).float().cpu()[: end // n * m].view(-1, m)
     chunk = int(shares.argmax()) // m
     say(f"\nAsked for {one_line(key)}, the first byte of the answer looks most at chunk {chunk}:")
     show(context, chunk, shares[chunk] / shares.max())
@@ -266,7 +272,6 @@ def main(argv: list[str] | None = None) -> None:
     with command_line("demo.py", "--context"):
         seed = secrets.randbelow(10**6) if args.seed is None else args.seed
         check_range("--seed", seed, 0, 2**63 - 1)
-        check_range("--bytes", args.bytes, 1, 2**16)
         if args.write is not None and args.context:
             raise UserError("--write and --context do not go together")
         check_writable(args.html)
@@ -277,6 +282,7 @@ def main(argv: list[str] | None = None) -> None:
         page = Page("A language model that reads its past from pictures")
         screens = [Terminal(), page]
         if args.write is not None:
+            check_range("--bytes", args.bytes, 1, info["max_window"])
             tell_writing(model, os.fsencode(args.write), args.bytes, seed, screens)
         else:
             text = draw_facts(generator("demo", seed), CHUNKS * model.config.chunk)

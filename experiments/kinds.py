@@ -183,16 +183,17 @@ def language_rows(model: Vist2, corpus: Corpus, history: str, count: int) -> Ite
     yield {"chunks of past, up to": 4 * config.chunks - 1, "bits per byte": whole.mean().item()}
 
 
-NAME = re.compile(rb"[A-Za-z_]{8,}")
+NAME = re.compile(rb"\b[A-Za-z_]{8,}\b")
 BEGUN = 3  # letters of a name that are given
 
 
 def name_places(text: bytes, n: int) -> Iterator[tuple[int, int, int]]:
-    """(start, end, chunks back) of each name that has stood in a text before."""
+    """(start, end, chunks back) of each name that has stood in a text before and lies in one chunk:
+    of a name across an edge its first letters may be out of sight."""
     last: dict[bytes, int] = {}
     for found in NAME.finditer(text):
         start, name = found.start(), found[0]
-        if name in last:
+        if name in last and start // n == (found.end() - 1) // n:
             yield start, found.end(), start // n - last[name] // n
         last[name] = start
 

@@ -212,8 +212,8 @@ def test_no_more_is_taken_of_an_endless_input_than_a_piece(monkeypatch, first, l
 
 
 def test_what_cannot_be_read_is_a_mistake_of_the_user(tmp_path):
-    for path in (tmp_path / "nowhere", tmp_path):
-        with pytest.raises(UserError, match=f"{path.name} is no file, expected one, or - for"):
+    for path, said in ((tmp_path / "nowhere", "is not there"), (tmp_path, "is no file")):
+        with pytest.raises(UserError, match=f"{path.name} {said}, expected a file, or - for"):
             read_file(str(path))
     with pytest.raises(OSError):
         read_file("x" * 5000)

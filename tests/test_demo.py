@@ -72,12 +72,14 @@ def test_another_value_has_the_same_shape_and_is_another():
     for seed in range(50):
         new = demo.other_value(generator(seed), b"a-7Zq9")
         assert re.fullmatch(rb"[a-z]-\d[A-Z][a-z]\d", new) and new != b"a-7Zq9"
+        assert re.fullmatch(rb"\d\d\d", demo.other_value(generator(seed), b"@\xe4$"))
 
 
 def test_facts_are_those_that_are_whole_and_the_last_of_a_key():
     context = b"a=1\nno fact\nb: 22\r\na = 333\nc=4\nd=5\ne=6"
     found = {key: context[slice(*at)] for key, at in demo.whole_facts(context, 34).items()}
     assert found == {b"b": b"22", b"a": b"333", b"c": b"4"}
+    assert b"a" not in demo.whole_facts(context + b"\na=7", 34)  # its last value is still text
 
 
 def test_only_its_own_sketches_answer_and_a_page_tells_the_same(tmp_path, capsys):
@@ -111,18 +113,22 @@ def test_what_is_written_turns_into_sketches_chunk_by_chunk(capsys):
     for chunk, (before, after) in enumerate(((64, 17), (80, 33))):
         full = one_line(text[64 * chunk : 64 * chunk + 64])
         assert f"chunk {chunk} is full: {full}\n" in said
-        assert f"takes its place: {before} entries of the cache become {after}\n" in said
+        assert f"takes its place: {before} entries become {after}\n" in said
     assert f"the open chunk: {one_line(text[128:])}\n" in said
-    held = 2 * 16 + 1 + len(text) - 1 - 128  # the last byte is not fed
-    assert said.endswith(f"the cache holds {held} entries; as text {len(text)}\n")
+    held = 2 * 16 + 1 + len(text) - 128
+    assert said.endswith(f"the cache holds {held} entries; as text {len(text) + 1}\n")
+    demo.main(["--seed", "3", "--checkpoint", str(WEIGHTS), "--write", "def ", "--bytes", "60"])
+    said = capsys.readouterr().out
+    assert "64 entries become 17\n" in said and "the open chunk: (empty)\n" in said
+    assert said.endswith("the cache holds 17 entries; as text 65\n")
 
 
 WRONG = [
     ("--write x --context none.txt", "--write and --context do not go together"),
-    ("--write x --bytes 0", "--bytes is 0, expected 1 to 65,536"),
+    ("--write x --bytes 0", "--bytes is 0, expected 1 to 2,048"),
     ("--context none.txt", "found no fact in the finished chunks of 100 bytes, expected key=value"),
     ("--context short.txt", "found no fact in the finished chunks of 4 bytes"),
-    ("--context gone.txt", "gone.txt is no file"),
+    ("--context gone.txt", "gone.txt is not there"),
     ("--seed -1", "--seed is -1"),
     ("--html no/where.html", "cannot write no/where.html"),
     ("--checkpoint full.pt", "full.pt was trained under 'full', expected 'sketch'"),

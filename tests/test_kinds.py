@@ -67,11 +67,12 @@ def test_all_tables_are_printed_and_written_as_json(tmp_path, small_file, monkey
 
 def test_a_name_counts_by_when_it_stood_last_and_only_if_all_of_its_rest_is_likeliest(monkeypatch):
     text = bytearray(b". " * 128)
-    stands = {b"long_name": (0, 20, 31), b"Question": (42, 200), b"shorter": (60, 90)}
+    stands = {b"long_name": (0, 19, 34), b"Question": (50, 200), b"shorter": (64, 80)}
+    stands |= {b"over_edge": (110, 120), b"inside99": (148, 160)}
     for name, starts in stands.items():
         for start in starts:
             text[start : start + len(name)] = name
-    places = [(20, 29, 1), (31, 40, 0), (200, 208, 10)]
+    places = [(19, 28, 1), (34, 43, 1), (200, 208, 9)]
     assert sorted(kinds.name_places(bytes(text), 16)) == places
     corpus = Corpus("", "", TEXT, Text([bytes(text)], 64))
 
@@ -82,9 +83,9 @@ def test_a_name_counts_by_when_it_stood_last_and_only_if_all_of_its_rest_is_like
         rows = kinds.name_rows(model, corpus, "sketch", 1)
         return {row["last seen, chunks back"]: row["completed"] for row in rows}
 
-    assert completed(b"") == completed(b"lQu. ") == {"0": 1, "1": 1, "8 to 15": 1}
-    assert completed(b"s") == {"0": 1, "1": 1, "8 to 15": 0}
-    assert completed(b"m") == {"0": 0, "1": 0, "8 to 15": 1}
+    assert completed(b"") == completed(b"lQu. ") == {"1": 1, "8 to 15": 1}
+    assert completed(b"s") == {"1": 1, "8 to 15": 0}
+    assert completed(b"m") == {"1": 0, "8 to 15": 1}
 
 
 def test_the_weights_that_come_with_the_code_hold_reading_and_recall_by_kind():

@@ -117,7 +117,7 @@ def test_a_path_is_printed_without_what_could_move_a_cursor(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["missing"], "missing is no file, expected one"),
+        (["missing"], "missing is not there, expected a file"),
         (["empty"], "at least one byte"),
         (["."], ". is no file"),
         (["some", "--chunk", "63"], "chunk 63 does not divide"),
