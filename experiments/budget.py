@@ -8,7 +8,6 @@ A budget is a number of cache entries. Under history `full` they are the newest 
 many as training saw at most. What is farther back is out of reach by construction.
 """
 
-import argparse
 from collections.abc import Iterator
 
 import torch
@@ -19,7 +18,7 @@ import evaluate
 from common import find_device, load_checkpoint
 from console import UserError, check_range, check_writable, command_line
 from data import Corpus, load_corpus
-from experiments.report import save_json, show, this_machine
+from experiments.report import make_parser, save_json, show, this_machine
 from questions import Example
 from vist2 import Config, Vist2
 
@@ -78,11 +77,7 @@ def budget_rows(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.budget",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("budget", __doc__)
     add = parser.add_argument
     default = ["runs/full/model.pt", "runs/sketch/model.pt"]
     add("checkpoints", nargs="*", default=default, help=f"default: {' '.join(default)}")

@@ -42,7 +42,7 @@ from data import Corpus, load_corpus
 from experiments.report import flops, save_json, show, this_machine
 from experiments.rivals import REFERENCES, RIVALS, Leak
 from generate import write
-from train import Settings, train
+from train import Settings, check_equal, train
 from vist2 import Config, Vist2, byte_losses
 
 CELLS = {2: (16, 8), 4: (16, 4), 8: (8, 4), 16: (4, 4)}  # of each ratio
@@ -105,6 +105,8 @@ def train_or_load(run: Run, corpus: Corpus) -> Vist2:
         return model.eval()
     path = folder / "model.pt"
     content = read_checkpoint(path) if path.exists() else None
+    if content:
+        check_equal(path, content.get("settings", {}), run.record(corpus, stages))
     torch.manual_seed(run.seed)
     model = restore(content, path, kind) if content else kind(run.config)
     model = model.to(find_device(run.device))

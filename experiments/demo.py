@@ -9,7 +9,6 @@ The decoder sees a finished chunk through its sketch alone. So the controls ask 
 about another text: the sketches of other facts, or blank ones, are all that changes.
 """
 
-import argparse
 import base64
 import html
 import io
@@ -19,7 +18,6 @@ import secrets
 import shutil
 import string
 import sys
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,7 +30,7 @@ from console import UserError, check_range, check_writable, command_line, one_li
 from data import generator
 from evaluate import exact_match
 from experiments.figures import SKETCH, moments, share_of_pixels, tinted
-from experiments.report import written
+from experiments.report import make_parser, written
 from generate import CHECKPOINT, answer, as_row, fit_context, write
 from questions import STOP, Example, Style, one_of, question_prompt, write_facts
 from render import enlarge, render
@@ -118,11 +116,10 @@ class Terminal:
         nearest = torch.cdist(pixels, torch.tensor(BASIC, dtype=torch.float32)).argmin(-1)
         return [f"{ground}{index}" for index in nearest.tolist()]
 
-    def table(self, rows: list[dict]) -> None:
-        cells = [list(rows[0]), *([written(cell) for cell in row.values()] for row in rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        for row in cells:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    def table(self, lines: list[list[str]]) -> None:
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        for line in lines:
+            print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
         print(flush=True)
 
 
@@ -145,32 +142,41 @@ class Page:
         data = base64.b64encode(file.getvalue()).decode()
         self.parts.append(f"<img alt='sketch' src='data:image/png;base64,{data}'>")
 
-    def table(self, rows: list[dict]) -> None:
-        lines = [list(rows[0]), *([written(cell) for cell in row.values()] for row in rows)]
+    def table(self, lines: list[list[str]]) -> None:
         cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in lines]
         self.parts.append(f"<table><tr>{'<tr>'.join(cells)}</table>")
+
+
+class Screens:
+    """A terminal, and a page where one is asked for: whatever is said goes to each."""
+
+    def __init__(self, config: Config, screens: list):
+        self.config, self.screens = config, screens
+
+    def say(self, text: str) -> None:
+        for screen in self.screens:
+            screen.words(text)
+
+    def show(self, chunk: bytes, share: torch.Tensor | None = None) -> None:
+        """The sketch of a chunk, of each token the share (m,) of colour."""
+        ink = render(as_row(chunk)[0], self.config.cell)
+        share = torch.zeros(self.config.sketch_tokens) if share is None else share
+        for screen in self.screens:
+            screen.sketch(ink, share_of_pixels(share, ink, self.config))
+
+    def table(self, rows: list[dict]) -> None:
+        lines = [list(rows[0]), *([written(cell) for cell in row.values()] for row in rows)]
+        for screen in self.screens:
+            screen.table(lines)
 
 
 # ------------------------------------------------------------------------------------ stories
 
 
-def say_on(screens: list, text: str) -> None:
-    for screen in screens:
-        screen.words(text)
-
-
-def show_on(screens: list, config: Config, chunk: bytes, share: torch.Tensor | None = None) -> None:
-    """The sketch of a chunk, of each token the share (m,) of colour."""
-    ink = render(as_row(chunk)[0], config.cell)
-    share = torch.zeros(config.sketch_tokens) if share is None else share
-    for screen in screens:
-        screen.sketch(ink, share_of_pixels(share, ink, config))
-
-
-def tell_writing(model: Vist2, prompt: bytes, count: int, seed: int, screens: list) -> None:
+def tell_writing(model: Vist2, prompt: bytes, count: int, seed: int, screens: Screens) -> None:
     """Write on: each chunk as text, and as the sketch that takes its place, until so many new
     bytes are written."""
-    n, say, text = model.config.chunk, partial(say_on, screens), bytearray(prompt)
+    n, say, text = model.config.chunk, screens.say, bytearray(prompt)
     say(f"--seed {seed}")
     session = Session(model, 1, "sketch", len(prompt) + count + n)
     logits, entries = session.prefill(as_row(prompt)), session.cache_entries
@@ -178,7 +184,7 @@ def tell_writing(model: Vist2, prompt: bytes, count: int, seed: int, screens: li
         if len(text) > len(prompt) and len(text) % n == 0:  # the last byte of a chunk has been fed
             chunk = bytes(text[-n:])
             say(f"chunk {len(text) // n - 1} is full: {one_line(chunk)}")
-            show_on(screens, model.config, chunk)
+            screens.show(chunk)
             say(f"its sketch takes its place: {entries} entries become {session.cache_entries}\n")
         if len(text) == len(prompt) + count:
             break
@@ -188,7 +194,7 @@ def tell_writing(model: Vist2, prompt: bytes, count: int, seed: int, screens: li
     say(f"the cache holds {session.cache_entries} entries; as text {session.count + 1}")
 
 
-def tell(model: Vist2, context: bytes, seed: int, screens: list) -> None:
+def tell(model: Vist2, context: bytes, seed: int, screens: Screens) -> None:
     """Show a context as sketches, ask for one of its facts, change it, ask for all of them."""
     n, m = model.config.chunk, model.config.sketch_tokens
     end, rng = len(context) // n * n, generator("demo", "questions", seed)
@@ -199,10 +205,8 @@ def tell(model: Vist2, context: bytes, seed: int, screens: list) -> None:
             f"lines in {n} bytes or more"
         )
 
-    say = partial(say_on, screens)
-
-    def show(text: bytes, chunk: int, share: torch.Tensor | None = None) -> None:
-        show_on(screens, model.config, text[chunk * n : (chunk + 1) * n], share)
+    say, show = screens.say, screens.show
+    chunk_of = lambda text, chunk: text[chunk * n : (chunk + 1) * n]
 
     def ask(text: bytes, key: bytes, history="sketch") -> str:
         return one_line(answer(model, text, key, 32, history=history)[0]) or "(nothing)"
@@ -210,8 +214,8 @@ def tell(model: Vist2, context: bytes, seed: int, screens: list) -> None:
     say(f"--seed {seed}: {len(facts)} facts")
     for chunk in range(min(end // n, MOST_SHOWN)):
         say(f"chunk {chunk}, {n} bytes, and its sketch, {m} visual tokens:")
-        say(one_line(context[chunk * n : (chunk + 1) * n]))
-        show(context, chunk)
+        say(one_line(chunk_of(context, chunk)))
+        show(chunk_of(context, chunk))
     if end // n > MOST_SHOWN:
         say(f"... and {end // n - MOST_SHOWN} chunks more")
 
@@ -227,7 +231,7 @@ def tell(model: Vist2, context: bytes, seed: int, screens: list) -> None:
     shares = torch.stack(seen).mean(0).float().cpu()[: end // n * m].view(-1, m)
     chunk = int(shares.argmax()) // m
     say(f"\nAsked for {one_line(key)}, the first byte of the answer looks most at chunk {chunk}:")
-    show(context, chunk, shares[chunk] / shares.max())
+    show(chunk_of(context, chunk), shares[chunk] / shares.max())
 
     foreign = draw_facts(rng, end) + context[end:]
     sights = {
@@ -242,24 +246,19 @@ def tell(model: Vist2, context: bytes, seed: int, screens: list) -> None:
         right = round(len(asked) * exact_match(model, asked, history))
         row = {"what is seen": name, f"answer to {one_line(key)}": ask(text, key, history)}
         rows.append(row | {"of all facts right": f"{right} of {len(asked)}"})
-    for screen in screens:
-        screen.table(rows)
+    screens.table(rows)
 
     new = other_value(rng, context[start:stop])
     changed = context[:start] + new + context[stop:]
     say(f"The value of {one_line(key)} becomes {one_line(new)}; chunk {start // n} is drawn anew:")
-    show(changed, start // n)
+    show(chunk_of(changed, start // n))
     again = ask(changed, key)
     verdict = "right" if again == one_line(new) else "wrong"
     say(f"Asked again for {one_line(key)}, the model answers {again}: {verdict}.")
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.demo",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("demo", __doc__)
     add = parser.add_argument
     add("--seed", type=int, help="of the facts and the question; default: another each time")
     add("--context", metavar="FILE", help="facts of your own, key=value lines")
@@ -279,8 +278,8 @@ def main(argv: list[str] | None = None) -> None:
         if info["history"] != "sketch":
             trained = f"{info['path']} was trained under {info['history']!r}"
             raise UserError(f"{trained}, expected 'sketch'")
-        page = Page("A language model that reads its past from pictures")
-        screens = [Terminal(), page]
+        pages = [Page("A language model that reads its past from pictures")] if args.html else []
+        screens = Screens(model.config, [Terminal(), *pages])
         if args.write is not None:
             check_range("--bytes", args.bytes, 1, info["max_window"])
             tell_writing(model, os.fsencode(args.write), args.bytes, seed, screens)
@@ -289,7 +288,7 @@ def main(argv: list[str] | None = None) -> None:
             if args.context is not None:
                 text = read_file(args.context)
             tell(model, fit_context(text, info, args.context or "the text"), seed, screens)
-        if args.html:
+        for page in pages:
             write_file(Path(args.html), "\n".join(page.parts).encode())
             print(one_line(args.html))
 

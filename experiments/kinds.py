@@ -7,7 +7,6 @@ Pages are read free-running. Questions are about fresh facts, some in held-out t
 exact or wrong. Names are those that come again in held-out text.
 """
 
-import argparse
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,7 +20,7 @@ import evaluate
 from common import find_device, open_model
 from console import check_range, check_writable, command_line
 from data import Corpus, Text, generator, load_corpus
-from experiments.report import save_json, show, this_machine
+from experiments.report import make_parser, save_json, show, this_machine
 from generate import CHECKPOINT, read_back
 from questions import (
     CAPITALS,
@@ -215,11 +214,7 @@ def name_rows(model: Vist2, corpus: Corpus, history: str, count: int) -> Iterato
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.kinds",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("kinds", __doc__)
     add = parser.add_argument
     add("checkpoint", nargs="?", help=f"default: {CHECKPOINT}, or else the weights here")
     add("--count", type=int, default=60, help="questions, or pages, of a kind (%(default)s)")

@@ -1,5 +1,6 @@
-"""What all measurements share: tables that come line by line, JSON, the machine, FLOPs."""
+"""What experiments share: a parser, tables that come line by line, JSON, the machine, FLOPs."""
 
+import argparse
 import json
 import os
 import platform
@@ -18,6 +19,13 @@ def written(cell: str | int | float) -> str:
     if isinstance(cell, float) and abs(cell) < 1000:
         return np.format_float_positional(cell, 4, unique=False, fractional=False, trim="-")
     return cell if isinstance(cell, str) else f"{cell:,.0f}"
+
+
+def make_parser(program: str, about: str) -> argparse.ArgumentParser:
+    """Of `python -m experiments.program`, whose --help begins with its docstring as it stands."""
+    keep = argparse.RawDescriptionHelpFormatter
+    name = f"python -m experiments.{program}"
+    return argparse.ArgumentParser(prog=name, description=about, formatter_class=keep)
 
 
 def show(title: str, rows: Iterable[dict]) -> list[dict]:

@@ -10,7 +10,6 @@ takes 0.46 GFLOP of the cost. Only reading costs the same: a byte that is writte
 that bits are counted of, passes the whole decoder. Ratios above 4 are merged.
 """
 
-import argparse
 import functools
 import itertools
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from curriculum import DEFAULTS, MAX_STEPS
 from data import Corpus, load_corpus
 from experiments.bench import count_deep, encoder_flops, make_model
 from experiments.compare import Run, make_run, recall_of, score_or_load
-from experiments.report import save_json, show, this_machine
+from experiments.report import make_parser, save_json, show, this_machine
 from vist2 import Config
 
 RATIOS = {1: ("full", 1), 4: ("sketch", 1), 8: ("sketch", 2), 16: ("sketch", 4)}  # history, merge
@@ -49,7 +48,8 @@ class SizedRun(Run):
 @functools.cache
 def count_costs(config: Config, history: str) -> dict[str, float]:
     """FLOPs of reading a prompt, "read", and of a byte after it, "write"; on the meta device."""
-    return count_deep(config, history, PROMPT, encoder_flops(config))
+    encoder = encoder_flops(config) if history == "sketch" else 0
+    return count_deep(config, history, PROMPT, encoder)
 
 
 def fit_run(ratio: int, cost: float, **settings) -> SizedRun:
@@ -92,11 +92,7 @@ def sweep_rows(runs: list[tuple[float, SizedRun]], corpus: Corpus) -> Iterator[d
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.sweep",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("sweep", __doc__)
     add = parser.add_argument
     add("--steps", type=int, default=1500, help="of each run, about (%(default)s)")
     add("--lr", type=float, default=DEFAULTS["tiny"]["lr"], help="Muon's, of all (%(default)s)")

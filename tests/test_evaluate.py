@@ -7,6 +7,7 @@ from conftest import info, make_model
 
 import data
 import evaluate
+import questions
 from data import Corpus, Text, load_corpus
 from questions import STOP, Example, question_batch
 from vist2 import READ, START, Config
@@ -77,14 +78,19 @@ def test_reading_is_measured_on_noise_and_on_held_out_text(split):
     assert result["reading text"] == 1 and 0 < result["reading noise"] < 0.02
 
 
-def test_questions_come_from_streams_that_no_training_draws_from(split, monkeypatch):
+def test_questions_are_about_held_out_text_in_streams_that_no_training_draws_from(
+    split, monkeypatch
+):
     """Training draws from (seed, task, step), and a seed is a number."""
-    keys, generator = [], data.generator
+    keys, texts, generator, recall = [], [], data.generator, questions.recall_example
     monkeypatch.setattr(evaluate, "generator", lambda *key: keys.append(key) or generator(*key))
+    watched = lambda text, *how: texts.append(text) or recall(text, *how)
+    monkeypatch.setattr(evaluate, "recall_example", watched)
     oracle = Oracle(lambda text: text)
     evaluate.evaluate(make_model(), split, "sketch", 2)
     result = evaluate.recall_by_distance(oracle, split, "sketch", 8, 3)
     assert list(result) == [f"recall {distance}" for distance in range(1, 9)]
+    assert len(texts) == 24 and all(text is split.held_out for text in texts)
     assert len(keys) == len(set(keys)) == 9
     assert not any(str(key[0]).lstrip("-").isdecimal() for key in keys)
 

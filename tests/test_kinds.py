@@ -23,6 +23,17 @@ def test_a_kind_asks_for_a_fact_that_stands_there(name):
         assert key + style.separator + value + style.end in example.context
 
 
+def test_kinds_that_training_never_draws_are_not_drawn():
+    styles = [questions.draw_style(generator(step), 64) for step in range(3000)]
+    longest = max(style.key_lengths[1] for style in styles), max(
+        style.value_lengths[1] for style in styles
+    )
+    assert longest == (12, 12) and not any(style.joint == b"-" for style in styles)
+    separators = {style.separator for style in styles} & {b" -> ", b" is "}
+    assert not separators and not {style.end for style in styles} & {b"|", b"\r\n"}
+    assert not any(set(b"".join(style.values)) & set(b"@$%^") for style in styles)
+
+
 def test_the_last_of_two_values_counts_and_what_is_absent_or_a_needle_is_so():
     for step in range(20):
         twice = kinds.twice_question(TEXT, generator("twice", step), 64)

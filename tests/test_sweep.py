@@ -3,6 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import make_model
 
 import curriculum
 import evaluate
@@ -22,17 +23,17 @@ def miniature(monkeypatch):
     monkeypatch.setattr(evaluate, "QUESTIONS", 4)
     monkeypatch.setattr(sweep, "PROMPT", 64)
     monkeypatch.setattr(sweep, "COSTS", (0.005,))
-    monkeypatch.setattr(sweep, "RATIOS", {ratio: sweep.RATIOS[ratio] for ratio in (1, 16)})
+    monkeypatch.setattr(sweep, "RATIOS", {ratio: sweep.RATIOS[ratio] for ratio in (1, 4, 16)})
     monkeypatch.setattr(sweep, "STEP", 32)  # counting takes a while, and is kept from test to test
 
 
-@pytest.mark.parametrize("ratio", [1, 16])
+@pytest.mark.parametrize("ratio", [1, 4, 16])
 def test_a_run_is_the_widest_that_fits(ratio):
     run = sweep.fit_run(ratio, 0.005, **HOW)
     wider = replace(run, width=run.width + sweep.STEP, mlp=4 * (run.width + sweep.STEP))
     more = replace(run, mlp=run.mlp + sweep.STEP)
     costs = [sweep.count_costs(one.config, run.history)["read"] for one in (run, wider, more)]
-    assert 0.4e7 < costs[0] <= 0.5e7 < min(costs[1:])
+    assert 0.45e7 < costs[0] <= 0.5e7 < min(costs[1:])
     assert run.config.width == run.width and run.config.mlp == run.mlp >= 4 * run.width
     assert ratio == 1 or run.config.ratio == ratio
 
@@ -54,6 +55,7 @@ def test_all_that_fits_is_trained_scored_and_written(small_file, tmp_path, monke
     assert f"| {' | '.join(rows[0])} |" in said
     monkeypatch.setattr(compare, "train", None)  # a call would fail: all is kept
     sweep.main(options)
+    assert make_model(merge=4).config.ratio == rows[-1]["ratio"]
 
 
 def test_bad_steps_get_one_clear_line():

@@ -355,6 +355,16 @@ def test_a_new_model_predicts_every_byte_alike():
     assert (model.decoder.blocks[0].attention.query_gain == 2).all()
 
 
+def test_what_is_evaluated_first_can_be_trained_on_afterwards():
+    """Masks are cached, and those of inference mode cannot serve a gradient."""
+    model, text = make_model(chunk=32), torch.randint(256, (1, 5, 32))
+    for history in HISTORIES:
+        with torch.inference_mode():
+            model(text, history=history, prompt_chunks=2)
+        loss(model(text, history=history, prompt_chunks=2), text).backward()
+    assert model.embedding.weight.grad.isfinite().all()
+
+
 def test_one_batch_is_overfitted_through_sketches_alone():
     """The first byte of a copy: with the sketch it can be read, without it the rows are alike."""
     model = Vist2(Config.preset("mini", chunk=8))
