@@ -59,13 +59,13 @@ def fit_run(ratio: int, cost: float, **settings) -> SizedRun:
     settings = vars(make_run(history, 4, **settings)) | {"merge": merge}
     sizes = itertools.count(STEP, STEP)
     runs = (SizedRun(**settings, width=width, mlp=4 * width) for width in sizes)
-    affordable = lambda run: count_costs(run.config, history)["read"] <= 1e9 * cost
-    *_, widest = [None, *itertools.takewhile(affordable, runs)]
+    spare = lambda run: 1e9 * cost - count_costs(run.config, history)["read"]
+    *_, widest = [None, *itertools.takewhile(lambda run: spare(run) >= 0, runs)]
     if widest is None:
         raise UserError(f"no decoder reads {PROMPT} bytes at {ratio}x for {cost} GFLOP")
-    runs = (replace(widest, mlp=mlp) for mlp in itertools.count(widest.mlp, STEP))
-    *_, filled = itertools.takewhile(affordable, runs)
-    return filled
+    wider = replace(widest, mlp=widest.mlp + STEP)  # each such step costs the same
+    steps = spare(widest) // (spare(widest) - spare(wider))
+    return replace(widest, mlp=widest.mlp + int(steps) * STEP)
 
 
 def size_row(cost: float, run: SizedRun) -> dict:

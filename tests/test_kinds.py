@@ -103,14 +103,14 @@ def test_the_weights_that_come_with_the_code_hold_reading_and_recall_by_kind():
     """Floors, well below what docs/results.md has."""
     model, _ = load_checkpoint(WEIGHTS)
     corpus = Corpus("", "", TEXT, TEXT)
-    rows = kinds.reading_rows(model, corpus, "sketch", 16)
+    rows = kinds.reading_rows(model, corpus, "sketch", 8)
     read = {row["page"]: row["bytes right"] for row in rows}
     for name in ("256", "16", "8", "4", "1"):
         [found] = [share for page, share in read.items() if page.startswith(f"{name} different")]
         assert found > 0.95, name
     ask = lambda style, step: kinds.one_question(TEXT, generator("floor", step), style, 64)
     for name, floor in (("plain", 0.8), ("3 facts", 0.85), ("values in capitals", 0.6)):
-        examples = [ask(kinds.TRAINED[name], step) for step in range(32)]
+        examples = [ask(kinds.TRAINED[name], step) for step in range(20)]
         assert evaluate.exact_match(model, examples, "sketch") > floor, name
-    needles = [kinds.needle_question(TEXT, generator("floor", step), 1000) for step in range(24)]
+    needles = [kinds.needle_question(TEXT, generator("floor", step), 1000) for step in range(12)]
     assert evaluate.exact_match(model, needles, "sketch") > 0.6  # in lines that are all alike
