@@ -4,6 +4,7 @@
 
     trace FILE                    where the model looks, while it writes on
     trace FILE --ask QUESTION     ... and while it answers
+    name                          ... and while it completes names from far back in real text
     mask                          who sees whom
     cache                         what is held while a text grows
     cells FILE                    64 bytes at each ratio
@@ -20,6 +21,7 @@ rest takes matplotlib, which nothing else here needs (pip install matplotlib).
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import statistics
@@ -36,9 +38,10 @@ from PIL import Image, ImageDraw, ImageFont
 from cache import Session
 from common import load_checkpoint, open_model
 from console import UserError, check_range, check_writable, command_line, one_line, read_file
-from data import load_corpus
+from data import Corpus, load_corpus
 from evaluate import bits_by_position, bits_of, held_out_windows
 from experiments.bench import SIDES
+from experiments.kinds import BEGUN, name_places
 from experiments.rivals import REFERENCES
 from generate import CHECKPOINT, as_row, fit_context, fit_prompt, write
 from mask import Layout, make_layout, may_attend
@@ -47,7 +50,7 @@ from render import CELLS, PATCH, cell_name, enlarge, glyphs, patches_per_chunk, 
 from vist2 import Config, Vist2
 
 TEXT, SKETCH = (0.40, 0.65, 0.90), (1.00, 0.62, 0.15)  # red, green, blue of what is looked at
-WIDTH = 816  # pixels of a picture
+WIDTH = 960  # pixels of a picture
 GAP, LINE = 8, 26  # pixels between sketches, and of a line of words
 COLOURS = {"full": "C0", "sketch": "C1", "prompt": "C2"}  # of lines
 GLYPH = (12, 24)  # pixels, width and height, of a byte of the open chunk
@@ -87,6 +90,13 @@ class Moment:
     @property
     def likeliest(self) -> int:
         return self.probabilities.argmax().item()
+
+    def shares(self, m: int) -> Iterator[tuple[range, tuple[torch.Tensor, ...]]]:
+        """For the earlier and the later half of the layers: the layers, and how much they look at
+        each sketch token (S m,), at the opening (1,) and at each open byte."""
+        half, parts = len(self.seen) // 2, [len(self.finished) * m, 1, len(self.open)]
+        for layers in filter(len, (range(half), range(half, len(self.seen)))):
+            yield layers, torch.stack([self.seen[i] for i in layers]).mean(0).split(parts)
 
 
 def moments(
@@ -137,44 +147,54 @@ def sketch_picture(chunk: torch.Tensor, share: torch.Tensor, config: Config, zoo
     return sketch
 
 
-def moment_picture(moment: Moment, config: Config, slots: int) -> Image.Image:
+def most_seen(moments: list[Moment], m: int) -> tuple[float, float]:
+    """The largest share that one sketch token has at any of some moments, and that one byte has."""
+    parts = [parts for moment in moments for _, parts in moment.shares(m)]
+    sketches, _, on_bytes = (torch.cat(part) for part in zip(*parts, strict=True))
+    return tuple(part.max().item() if len(part) else 1.0 for part in (sketches, on_bytes))
+
+
+def moment_picture(
+    moment: Moment, config: Config, slots: int, most: tuple[float, float]
+) -> Image.Image:
     """A strip for each half of the layers: the sketches of the past, token by token the more
     orange the more they are looked at, and the newest bytes of the open chunk, in blue on a scale
-    of their own. Below, what is likely to come.
+    of their own. Below, both scales and what is likely to come.
 
-    slots: sketches there is room for.
+    slots: sketches there is room for. most: the shares that the deepest orange and blue stand for.
     """
-    S, m = len(moment.finished), config.sketch_tokens
-    columns, zoom = min(slots, 6), 2 if slots > 4 else 3
+    m = config.sketch_tokens
+    columns, zoom = min(slots, 7), 2 if slots > 4 else 3
     _, height, width = render(moment.finished, config.cell).shape
     height, width = zoom * height + GAP, zoom * width + GAP
-    strip = LINE + -(-slots // 6) * height + GLYPH[1] + 2 * GAP
-    layers = range(len(moment.seen))
-    halves = [part for part in (layers[: len(layers) // 2], layers[len(layers) // 2 :]) if part]
-    page = Image.new("RGB", (WIDTH, strip * len(halves) + 5 * LINE), "white")
+    strip = LINE + -(-slots // 7) * height + GLYPH[1] + 2 * GAP
+    halves = list(moment.shares(m))
+    page = Image.new("RGB", (WIDTH, strip * len(halves) + 6 * LINE), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=14)
 
     def say(x: float, y: float, words: str) -> None:
         draw.text((x, y), words, fill="black", font=font)
 
-    shares = [torch.stack([moment.seen[layer] for layer in half]).mean(0) for half in halves]
-    deepest = max((share[: S * m].max().item() for share in shares if S), default=0.0)
-    for number, (half, share) in enumerate(zip(halves, shares, strict=True)):
+    for number, (layers, (on_sketches, start, on_bytes)) in enumerate(halves):
         top = number * strip
-        on_sketches, start, on_bytes = share.split([S * m, 1, len(moment.open)])
-        words = f"layers {half[0] + 1} to {half[-1] + 1}:  {on_sketches.sum():.0%} of attention on "
-        words += f"sketches, {start.item():.0%} on START, {on_bytes.sum():.0%} on the bytes below"
+        words = f"layers {layers[0] + 1} to {layers[-1] + 1}:  {on_sketches.sum():.0%} of attention"
+        words += f" on sketches, {start.item():.0%} on START, {on_bytes.sum():.0%} on bytes below"
         say(4, top + 4, words)
-        for i, seen in enumerate(on_sketches.view(S, m)):
+        for i, seen in enumerate(on_sketches.view(-1, m)):
             corner = 4 + i % columns * width, top + LINE + i // columns * height
-            page.paste(sketch_picture(moment.finished[i], seen / deepest, config, zoom), corner)
+            page.paste(sketch_picture(moment.finished[i], seen / most[0], config, zoom), corner)
         newest = moment.open[-64:]
         x, y = 4 + GLYPH[0] * len(newest), top + strip - GLYPH[1] - GAP
         if newest:
-            page.paste(bytes_picture(newest, on_bytes[-64:] / on_bytes.max()), (4, y))
+            page.paste(bytes_picture(newest, on_bytes[-64:] / most[1]), (4, y))
         draw.rectangle((x, y, x + GLYPH[0] - 1, y + GLYPH[1] - 1), outline="black", width=2)
     top = strip * len(halves)
-    say(4, top, f"deepest orange: {deepest:.1%} on one token.  The byte to come (the empty box):")
+    scale = torch.arange(9).repeat_interleave(GLYPH[0]).expand(16, -1) / 8
+    for x, colour, share, what in zip((4, WIDTH // 2), (SKETCH, TEXT), most, ("token", "byte")):
+        page.paste(tinted(torch.zeros_like(scale), scale, colour), (x, top + 1))
+        say(x + 9 * GLYPH[0] + 8, top, f"0 to {share:.1%} of attention on one {what}")
+    top += LINE
+    say(4, top, "The byte to come (the empty box):")
     for number, byte in enumerate(moment.probabilities.topk(4).indices.tolist()):
         y, share = top + (number + 1) * LINE, moment.probabilities[byte].item()
         page.paste(bytes_picture(bytes([byte]), torch.zeros(1)), (4, y))
@@ -183,13 +203,32 @@ def moment_picture(moment: Moment, config: Config, slots: int) -> Image.Image:
     return page
 
 
-def trace(args: argparse.Namespace) -> None:
-    """What a model has before the last of --bytes is written; as .gif, before each of them."""
-    check_range("--bytes", args.bytes, 1, 2**16)
-    model, info = open_model(args.checkpoint, CHECKPOINT)
+def open_sketch_model(given: str | None) -> tuple[Vist2, dict]:
+    model, info = open_model(given, CHECKPOINT)
     if info["history"] != "sketch":
         trained = f"{info['path']} was trained under {info['history']!r}"
         raise UserError(f"{trained}, expected 'sketch'")
+    return model, info
+
+
+def draw_moments(seen: list[Moment], config: Config, out: str) -> None:
+    """The last of some moments, or, as .gif, all of them on one scale."""
+    slots = max(1, *(len(moment.finished) for moment in seen))
+    moving = out.lower().endswith(".gif")
+    most = most_seen(seen, config.sketch_tokens)
+    shown = seen if moving else seen[-1:]
+    pages = [moment_picture(moment, config, slots, most) for moment in shown]
+    film = Image.fromarray(np.concatenate([np.array(page) for page in pages]))
+    colours = film.quantize(128)  # the same for all, so that a frame stores only what changes
+    first, *rest = (page.quantize(palette=colours, dither=Image.Dither.NONE) for page in pages)
+    more = dict(save_all=True, append_images=rest, duration=400, loop=0) if moving else {}
+    first.save(out, **more)
+
+
+def trace(args: argparse.Namespace) -> None:
+    """What a model has before the last of --bytes is written; as .gif, before each of them."""
+    check_range("--bytes", args.bytes, 1, 2**16)
+    model, info = open_sketch_model(args.checkpoint)
     n = model.config.chunk
     if args.ask is None:
         prompt, chunks = fit_prompt(read_file(args.file), model.config.chunks, model.config, info)
@@ -199,17 +238,37 @@ def trace(args: argparse.Namespace) -> None:
         prompt = question_prompt(context, os.fsencode(args.ask))
         capacity = len(prompt) + args.bytes + 2 * n  # nothing is dropped
         seen = list(moments(model, prompt, args.bytes, capacity, STOP))
-    slots = max(1, *(len(moment.finished) for moment in seen))
-    moving = args.out.lower().endswith(".gif")
-    shown = seen if moving else seen[-1:]
-    pages = [moment_picture(moment, model.config, slots) for moment in shown]
-    film = Image.fromarray(np.concatenate([np.array(page) for page in pages]))
-    colours = film.quantize(48)  # the same for all, so that a frame stores only what changes
-    first, *rest = (page.quantize(palette=colours, dither=Image.Dither.NONE) for page in pages)
-    more = dict(save_all=True, append_images=rest, duration=400, loop=0) if moving else {}
-    first.save(args.out, **more)
+    draw_moments(seen, model.config, args.out)
     written = bytes(moment.likeliest for moment in seen)
     print(f"written: {one_line(written.removesuffix(bytes([STOP])))}")
+
+
+def far_names(corpus: Corpus, n: int) -> Iterator[tuple[bytes, int, int, int]]:
+    """(window, start, end, chunks back) of the names that `name` draws, each once."""
+    known = {bytes(corpus.train.bytes.numpy())}
+    for window in corpus.held_out.windows().tolist():
+        for start, end, back in name_places(bytes(window), n):
+            name = bytes(window[start:end])
+            if back >= 4 and not any(name in text for text in known):
+                known.add(name)
+                yield bytes(window), start, end, back
+
+
+def name(args: argparse.Namespace) -> None:
+    """What a model has while it completes names after three letters: the first three of held-out
+    text that stand nowhere in training's and that stood four chunks before or more. As .gif, before
+    each letter and after the last."""
+    model, _ = open_sketch_model(args.checkpoint)
+    n, N = model.config.chunk, model.config.chunks
+    seen: list[Moment] = []
+    for text, start, end, back in itertools.islice(far_names(load_corpus(None, N * n), n), 3):
+        given, name = start + BEGUN, text[start:end]
+        capacity = len(text) + 2 * n  # nothing is dropped
+        found = list(moments(model, text[:given], end - given + 1, capacity))
+        written = text[start:given] + bytes(moment.likeliest for moment in found[:-1])
+        print(f"{name.decode()}, {back} chunks before: written {one_line(written)}")
+        seen += found
+    draw_moments(seen, model.config, args.out)
 
 
 # ------------------------------------------------------------------------- what needs no model
@@ -531,6 +590,8 @@ def main(argv: list[str] | None = None) -> None:
     add("file", help="the text before, - for standard input")
     add("--ask", metavar="QUESTION", help="a question about the text, to be answered")
     add("--bytes", type=int, default=1, help="to write (%(default)s)")
+    add("--checkpoint", help="what train.py wrote; default as in generate.py")
+    add = picture(name, "where it looks for names from far back", (".png", ".gif"))
     add("--checkpoint", help="what train.py wrote; default as in generate.py")
     picture(mask, "who sees whom under three histories")
     picture(cache, "what the cache holds while a text grows")

@@ -200,17 +200,27 @@ def name_places(text: bytes, n: int) -> Iterator[tuple[int, int, int]]:
 @torch.inference_mode()
 def name_rows(model: Vist2, corpus: Corpus, history: str, count: int) -> Iterator[dict]:
     """Names in long windows that come again: share of which all is likeliest after the first
-    letters, by how many chunks back they stood the last time."""
-    n, right = model.config.chunk, {}
+    letters, by how many chunks back they stood the last time. New ones stand nowhere in the text
+    of training, so that only the past can tell them."""
+    n, right, known = model.config.chunk, {}, bytes(corpus.train.bytes.numpy())
     for window in long_windows(corpus, count):
         text = window.view(1, -1, n).to(model.device)
         hit = (model(text, history=history).argmax(-1) == text).flatten()
-        for start, end, back in name_places(bytes(window.tolist()), n):
-            right.setdefault(back.bit_length(), []).append(hit[start + BEGUN : end].all().item())
+        content = bytes(window.tolist())
+        for start, end, back in name_places(content, n):
+            found = hit[start + BEGUN : end].all().item(), content[start:end] not in known
+            right.setdefault(back.bit_length(), []).append(found)
     for bits, found in sorted(right.items()):
         back = "0" if bits == 0 else "1" if bits == 1 else f"{2 ** (bits - 1)} to {2**bits - 1}"
-        share = sum(found) / len(found)
-        yield {"last seen, chunks back": back, "names": len(found), "completed": share}
+        hits, new_hits = [hit for hit, _ in found], [hit for hit, new in found if new]
+        share = sum(new_hits) / len(new_hits) if new_hits else ""
+        yield {
+            "last seen, chunks back": back,
+            "names": len(hits),
+            "completed": sum(hits) / len(hits),
+            "new names": len(new_hits),
+            "new completed": share,
+        }
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -13,7 +13,7 @@ from PIL import Image, ImageSequence
 
 from common import save_checkpoint
 from console import one_line
-from data import load_corpus
+from data import Corpus, Text, load_corpus
 from evaluate import bits_of, held_out_windows
 from experiments import figures
 from experiments.figures import Moment, Watched, moment_picture, moments
@@ -89,11 +89,18 @@ def test_the_patches_that_are_looked_at_are_the_ones_that_are_orange(cell, merge
     share = torch.zeros(2 * m + 1 + 3)
     share[m + 1] = 1  # the second token of the second sketch, in the second of two layers
     moment = Moment(blank, b"abc", [0 * share, share], torch.ones(256) / 256)
-    page, width = moment_picture(moment, config, 2), 48 * merge
-    left, top = 4 + 3 * 64 + 8 + width, 26 + (page.height - 5 * 26) // 2
-    y, x = (np.array(page) == [int(255 * part) for part in figures.SKETCH]).all(-1).nonzero()
+    most = figures.most_seen([moment], m)
+    assert most == (1, pytest.approx(0))
+    page, width = moment_picture(moment, config, 2, (1, 1)), 48 * merge
+    legend = page.height - 6 * 26
+    left, top = 4 + 3 * 64 + 8 + width, 26 + legend // 2
+    deepest = (np.array(page) == [int(255 * part) for part in figures.SKETCH]).all(-1)
+    y, x = deepest[:legend].nonzero()
     box = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
     assert abs(box - [left, top, left + width, top + 48]).max() <= 1  # the frame
+    assert deepest[legend:].any()
+    half = np.array(moment_picture(moment, config, 2, (2, 1)))  # of a scale that goes further
+    assert not (half[:legend] == [int(255 * part) for part in figures.SKETCH]).all(-1).any()
 
 
 def test_a_trace_is_drawn_and_a_gif_has_a_frame_for_each_byte(model, tmp_path, monkeypatch, capsys):
@@ -109,6 +116,27 @@ def test_a_trace_is_drawn_and_a_gif_has_a_frame_for_each_byte(model, tmp_path, m
     assert np.argmin([abs(frame - np.array(still)).mean() for frame in frames]) == 5
     written = generate(model, TEXT, 6).removesuffix(bytes([STOP]))
     assert f"written: {one_line(written)}\n" in capsys.readouterr().out
+
+
+def test_names_are_drawn_that_training_lacks_and_that_stood_far_back(
+    model, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    window = bytearray(b". " * 48)
+    stands = {b"old_name": (0, 70), b"close_by": (9, 33), b"far_name": (20, 88), b"one_time": (50,)}
+    for name, starts in stands.items():
+        for start in starts:
+            window[start : start + len(name)] = name
+    held_out = Text([bytes(window), bytes(window)], 96)  # in the second window nothing is new
+    corpus = Corpus("", "", Text([b"an old_name!"], 12), held_out)
+    assert list(figures.far_names(corpus, 16)) == [(bytes(window), 88, 96, 4)]
+    monkeypatch.setattr(figures, "load_corpus", lambda path, window: corpus)
+    save_checkpoint("model.pt", model, info())
+    figures.main(["name", "--checkpoint", "model.pt", "--out", "name.gif"])
+    assert Image.open("name.gif").n_frames == len("far_name") - 3 + 1
+    begun = bytes(window[:91])
+    written = one_line(b"far" + generate(model, begun, 5, history_chunks=7))
+    assert f"far_name, 4 chunks before: written {written}\n" in capsys.readouterr().out
 
 
 def test_the_mask_that_is_drawn_is_the_one_in_use(drawn):

@@ -85,17 +85,19 @@ def test_a_name_counts_by_when_it_stood_last_and_only_if_all_of_its_rest_is_like
             text[start : start + len(name)] = name
     places = [(19, 28, 1), (34, 43, 1), (200, 208, 9)]
     assert sorted(kinds.name_places(bytes(text), 16)) == places
-    corpus = Corpus("", "", TEXT, Text([bytes(text)], 64))
+    corpus = Corpus("", "", Text([b"a long_name"], 9), Text([bytes(text)], 64))
 
-    def completed(mistaken: bytes) -> dict:
+    def completed(mistaken: bytes, of="completed") -> dict:
         model, wrong = make_model(), torch.tensor(list(mistaken), dtype=torch.long)
         guess = lambda seen, history: F.one_hot(seen.where(~torch.isin(seen, wrong), 0), 256)
         monkeypatch.setattr(model, "forward", guess)
         rows = kinds.name_rows(model, corpus, "sketch", 1)
-        return {row["last seen, chunks back"]: row["completed"] for row in rows}
+        return {row["last seen, chunks back"]: row[of] for row in rows}
 
     assert completed(b"") == completed(b"lQu. ") == {"1": 1, "8 to 15": 1}
-    assert completed(b"s") == {"1": 1, "8 to 15": 0}
+    assert completed(b"s") == {"1": 1, "8 to 15": 0} and completed(b"", "names")["1"] == 2
+    assert completed(b"", "new names") == {"1": 0, "8 to 15": 1}
+    assert completed(b"s", "new completed") == {"1": "", "8 to 15": 0}
     assert completed(b"m") == {"1": 0, "8 to 15": 1}
 
 
