@@ -52,7 +52,7 @@ from vist2 import Config, Vist2
 TEXT, SKETCH = (0.40, 0.65, 0.90), (1.00, 0.62, 0.15)  # red, green, blue of what is looked at
 WIDTH = 960  # pixels of a picture
 GAP, LINE = 8, 26  # pixels between sketches, and of a line of words
-COLOURS = {"full": "C0", "sketch": "C1", "prompt": "C2"}  # of lines
+COLOURS = {"full": "C0", "sketch": "C1", "prompt": "C2", "none": "C7"}  # of lines
 GLYPH = (12, 24)  # pixels, width and height, of a byte of the open chunk
 
 
@@ -307,6 +307,14 @@ def new_figure(rows: int = 1, columns: int = 1, size=(8, 4.4)):
     return pyplot.subplots(rows, columns, figsize=size, layout="constrained")
 
 
+def save_figure(figure, path: str) -> None:
+    """Each legend stands beside its chart, so that it hides nothing."""
+    for axis in figure.axes:
+        if axis.get_legend_handles_labels()[1]:
+            axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    figure.savefig(path, dpi=100)
+
+
 def mask(args: argparse.Namespace) -> None:
     """Four chunks of four bytes and one sketch token each, under three histories; of the prompt's
     two chunks "prompt" keeps sketches."""
@@ -334,7 +342,7 @@ def mask(args: argparse.Namespace) -> None:
         axis.set(title=title)
     axes[0].set_ylabel("who looks (one input a row)")
     axes[1].set_xlabel("at what: text blue, a sketch token orange")
-    figure.savefig(args.out, dpi=100)
+    save_figure(figure, args.out)
 
 
 def cache(args: argparse.Namespace) -> None:
@@ -360,8 +368,7 @@ def cache(args: argparse.Namespace) -> None:
     axis.text(prompt, total, " up to here `prompt` has read", color="0.3", va="top")
     axis.set(xlabel="bytes of text", ylabel="entries in the cache of a layer")
     axis.set(title="the sawtooth is the open chunk, the stairs are sketches")
-    axis.legend(loc="center left")
-    figure.savefig(args.out, dpi=100)
+    save_figure(figure, args.out)
 
 
 # ------------------------------------------------------------------------- what was measured
@@ -379,11 +386,10 @@ def position(args: argparse.Namespace) -> None:
                 f"{corpus.name}, {corpus.digest}, whose held-out files it may have seen"
             )
         bits = bits_of(model, held_out_windows(model, corpus), info["history"])
-        axis.plot(bits_by_position(bits), ".-", label=path)
+        axis.plot(bits_by_position(bits), ".-", color=COLOURS[info["history"]], label=path)
     axis.set(xlabel="position in the chunk, bytes", ylabel="bits per byte, held-out text", ylim=0)
     axis.set(title="a chunk's edge: what the past tells about the first bytes")
-    axis.legend()
-    figure.savefig(args.out, dpi=100)
+    save_figure(figure, args.out)
 
 
 def take(row, field: str, kind: Callable = float):
@@ -438,8 +444,7 @@ def reading(args: argparse.Namespace) -> None:
         axis.axvline(step, color="0.5", linestyle=":")
         axis.text(step, 0.02, f" {name}", rotation=90, color="0.3", va="bottom")
     axis.set(xlabel="steps", ylabel="share of bytes read right; of questions answered")
-    axis.legend(loc="lower left", bbox_to_anchor=(0.49, 0.02))
-    figure.savefig(args.out, dpi=100)
+    save_figure(figure, args.out)
 
 
 def costs(args: argparse.Namespace) -> None:
@@ -464,14 +469,15 @@ def costs(args: argparse.Namespace) -> None:
     figure, axes = new_figure(2, 2, (10, 7))
     for axis, sides, (title, name, _, _) in zip(axes.flat, curves, panels, strict=True):
         for side, (lengths, values) in sides.items():
-            axis.plot(lengths, values, ".-", color=COLOURS[side], label=side)
+            prompt = dict(linestyle="--", marker="x", zorder=3)  # else `sketch` hides it
+            how = prompt if side == "prompt" else dict(linestyle="-", marker=".")
+            axis.plot(lengths, values, color=COLOURS[side], label=side, **how)
         axis.set(title=title, xlabel="bytes of text")
         if name != "writing":
             axis.set_xscale("log", base=2)
         if name == "reading":
             axis.set_yscale("log")
-        axis.legend()
-    figure.savefig(args.out, dpi=100)
+    save_figure(figure, args.out)
 
 
 def read_scores(path: str) -> list[dict]:
@@ -500,18 +506,17 @@ def rivals(args: argparse.Namespace) -> None:
     kinds = dict.fromkeys(name for s in scores for name in s if name.startswith("gap"))
     for number, gap in enumerate(kinds):
         found = [s for s in scores if gap in s]
-        x = [names.index(s["rival"]) + (number - 1) / 5 for s in found]
-        gaps.plot(x, [s[gap] for s in found], ".", label=gap)
-    gaps.set(title="gap closed at 4x, one point a seed", ylabel="%")
+        seeds = [[s["rival"] for s in found[:i]].count(s["rival"]) for i, s in enumerate(found)]
+        x = [names.index(s["rival"]) + (number - 1) / 4 + i / 20 for i, s in zip(seeds, found)]
+        gaps.plot(x, [s[gap] for s in found], "o", markersize=4, label=gap)
+    gaps.set(title="gap closed at 4x, one point a seed", ylabel="gap closed, %")
     gaps.set_xticks(range(len(names)), names, rotation=30)
-    gaps.legend()
     for name in names:
         curves = [s["by position"] for s in scores if s["rival"] == name]
         means = [statistics.mean(bits) for bits in zip(*curves, strict=False)]
         chunk.plot(means, ".-", label=name)
     chunk.set(title="loss in a chunk at 4x", xlabel="position, bytes", ylabel="bits per byte")
-    chunk.legend()
-    figure.savefig(args.out, dpi=100)
+    save_figure(figure, args.out)
 
 
 def ratios(args: argparse.Namespace) -> None:
@@ -533,8 +538,7 @@ def ratios(args: argparse.Namespace) -> None:
                 axis.plot(x, y, ".-", label=name)
         axis.set(title=title, xlabel="bytes a memory token", ylabel=unit)
         axis.set_xscale("log", base=2)
-        axis.legend()
-    figure.savefig(args.out, dpi=100)
+    save_figure(figure, args.out)
 
 
 def sweep(args: argparse.Namespace) -> None:
@@ -554,10 +558,9 @@ def sweep(args: argparse.Namespace) -> None:
             axis.plot(*zip(*line, strict=True), ".-", label=f"{cost:g} GFLOP a prompt")
         axis.set(xlabel="bytes a memory token")
         axis.set_xscale("log", base=2)
-        axis.legend()
     axes[0].set(title="held-out text", ylabel="bits per byte")
     axes[1].set(title="recall at eight chunks", ylabel="share of values right")
-    figure.savefig(args.out, dpi=100)
+    save_figure(figure, args.out)
 
 
 # ------------------------------------------------------------------------------ command line

@@ -199,7 +199,7 @@ def test_all_that_was_measured_is_drawn(drawn):
     scores += [conv | {"ratio": 8, "bpb": 2.5}]
     Path("scores.json").write_text(json.dumps({"runs": scores}))
     gaps, chunk = map(lines_of, drawn("rivals", "scores.json"))
-    assert gaps["gap all %"] == [[1 - 1 / 5, 50]] * 2
+    assert gaps["gap all %"] == [[1 - 1 / 4, 50], [1 - 1 / 4 + 1 / 20, 50]]  # none hides another
     assert chunk == {"none": [[0, 3], [1, 1]], "conv": [[0, 3], [1, 2]]}
     bits, read = map(lines_of, drawn("ratios", "scores.json"))
     assert bits == {"none": [[4, 3], [8, 3]], "conv": [[4, 1.5], [8, 2.5]]}
