@@ -25,6 +25,7 @@ import itertools
 import json
 import os
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -38,10 +39,11 @@ from PIL import Image, ImageDraw, ImageFont
 from cache import Session
 from common import load_checkpoint, open_model
 from console import UserError, check_range, check_writable, command_line, one_line, read_file
-from data import Corpus, load_corpus
+from data import Corpus
 from evaluate import bits_by_position, bits_of, held_out_windows
 from experiments.bench import SIDES
 from experiments.kinds import BEGUN, name_places
+from experiments.report import load_test_corpus
 from experiments.rivals import REFERENCES
 from generate import CHECKPOINT, as_row, fit_context, fit_prompt, write
 from mask import Layout, make_layout, may_attend
@@ -147,11 +149,11 @@ def sketch_picture(chunk: torch.Tensor, share: torch.Tensor, config: Config, zoo
     return sketch
 
 
-def most_seen(moments: list[Moment], m: int) -> tuple[float, float]:
+def most_seen(seen: list[Moment], m: int) -> tuple[float, float]:
     """The largest share that one sketch token has at any of some moments, and that one byte has."""
-    parts = [parts for moment in moments for _, parts in moment.shares(m)]
+    parts = [parts for moment in seen for _, parts in moment.shares(m)]
     sketches, _, on_bytes = (torch.cat(part) for part in zip(*parts, strict=True))
-    return tuple(part.max().item() if len(part) else 1.0 for part in (sketches, on_bytes))
+    return tuple(part.max().item() or 1.0 if len(part) else 1.0 for part in (sketches, on_bytes))
 
 
 def moment_picture(
@@ -167,7 +169,7 @@ def moment_picture(
     columns, zoom = min(slots, 7), 2 if slots > 4 else 3
     _, height, width = render(moment.finished, config.cell).shape
     height, width = zoom * height + GAP, zoom * width + GAP
-    strip = LINE + -(-slots // 7) * height + GLYPH[1] + 2 * GAP
+    strip = LINE + -(-slots // columns) * height + GLYPH[1] + 2 * GAP
     halves = list(moment.shares(m))
     page = Image.new("RGB", (WIDTH, strip * len(halves) + 6 * LINE), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=14)
@@ -190,9 +192,10 @@ def moment_picture(
         draw.rectangle((x, y, x + GLYPH[0] - 1, y + GLYPH[1] - 1), outline="black", width=2)
     top = strip * len(halves)
     scale = torch.arange(9).repeat_interleave(GLYPH[0]).expand(16, -1) / 8
-    for x, colour, share, what in zip((4, WIDTH // 2), (SKETCH, TEXT), most, ("token", "byte")):
+    legend = (4, WIDTH // 2), (SKETCH, TEXT), most, ("token", "byte")
+    for x, colour, share, what in zip(*legend, strict=True):
         page.paste(tinted(torch.zeros_like(scale), scale, colour), (x, top + 1))
-        say(x + 9 * GLYPH[0] + 8, top, f"0 to {share:.1%} of attention on one {what}")
+        say(x + 9 * GLYPH[0] + 8, top, f"0 to {share:.1%} on one {what}, mean of layers and heads")
     top += LINE
     say(4, top, "The byte to come (the empty box):")
     for number, byte in enumerate(moment.probabilities.topk(4).indices.tolist()):
@@ -245,29 +248,29 @@ def trace(args: argparse.Namespace) -> None:
 
 def far_names(corpus: Corpus, n: int) -> Iterator[tuple[bytes, int, int, int]]:
     """(window, start, end, chunks back) of the names that `name` draws, each once."""
-    known = {bytes(corpus.train.bytes.numpy())}
-    for window in corpus.held_out.windows().tolist():
-        for start, end, back in name_places(bytes(window), n):
-            name = bytes(window[start:end])
-            if back >= 4 and not any(name in text for text in known):
-                known.add(name)
-                yield bytes(window), start, end, back
+    drawn, training = set(), bytes(corpus.train.bytes.numpy())
+    for window in map(bytes, corpus.held_out.windows().tolist()):
+        for start, end, back, new in name_places(window, n, training):
+            if back >= 4 and new and window[start:end] not in drawn:
+                drawn.add(window[start:end])
+                yield window, start, end, back
 
 
 def name(args: argparse.Namespace) -> None:
-    """What a model has while it completes names after three letters: the first three of held-out
-    text that stand nowhere in training's and that stood four chunks before or more. As .gif, before
-    each letter and after the last."""
-    model, _ = open_sketch_model(args.checkpoint)
-    n, N = model.config.chunk, model.config.chunks
-    seen: list[Moment] = []
-    for text, start, end, back in itertools.islice(far_names(load_corpus(None, N * n), n), 3):
-        given, name = start + BEGUN, text[start:end]
-        capacity = len(text) + 2 * n  # nothing is dropped
+    """What a model has while it completes names after three letters, before each letter and after
+    the last: the first three names of held-out text that stand nowhere in training's and that stood
+    four chunks before or more."""
+    model, info = open_sketch_model(args.checkpoint)
+    n, seen = model.config.chunk, []
+    corpus = load_test_corpus(model, info, args.data, info["path"])
+    for text, start, end, back in itertools.islice(far_names(corpus, n), 3):
+        given, capacity = start + BEGUN, len(text) + 2 * n  # nothing is dropped
         found = list(moments(model, text[:given], end - given + 1, capacity))
         written = text[start:given] + bytes(moment.likeliest for moment in found[:-1])
-        print(f"{name.decode()}, {back} chunks before: written {one_line(written)}")
+        print(f"{text[start:end].decode()}, {back} chunks before: written {one_line(written)}")
         seen += found
+    if not seen:
+        raise UserError(f"no new name stood four chunks before in held-out files of {corpus.name}")
     draw_moments(seen, model.config, args.out)
 
 
@@ -377,16 +380,14 @@ def cache(args: argparse.Namespace) -> None:
 def position(args: argparse.Namespace) -> None:
     """Bits at each position in a chunk, over the later chunks of every held-out window."""
     figure, axis = new_figure()
+    alike = Counter()  # of a history: its colour, and a mark for each
     for path in args.checkpoints:
         model, info = load_checkpoint(path)
-        corpus = load_corpus(args.data, model.config.chunks * model.config.chunk)
-        if corpus.digest != info.get("digest"):
-            raise UserError(
-                f"{path} was trained on {info.get('corpus')}, digest {info.get('digest')}; here is "
-                f"{corpus.name}, {corpus.digest}, whose held-out files it may have seen"
-            )
-        bits = bits_of(model, held_out_windows(model, corpus), info["history"])
-        axis.plot(bits_by_position(bits), ".-", color=COLOURS[info["history"]], label=path)
+        history, corpus = info["history"], load_test_corpus(model, info, args.data, path, True)
+        bits = bits_of(model, held_out_windows(model, corpus), history)
+        mark = ".x+v^s"[alike[history] % 6]
+        alike[history] += 1
+        axis.plot(bits_by_position(bits), f"{mark}-", color=COLOURS[history], label=path)
     axis.set(xlabel="position in the chunk, bytes", ylabel="bits per byte, held-out text", ylim=0)
     axis.set(title="a chunk's edge: what the past tells about the first bytes")
     save_figure(figure, args.out)
@@ -469,9 +470,8 @@ def costs(args: argparse.Namespace) -> None:
     figure, axes = new_figure(2, 2, (10, 7))
     for axis, sides, (title, name, _, _) in zip(axes.flat, curves, panels, strict=True):
         for side, (lengths, values) in sides.items():
-            prompt = dict(linestyle="--", marker="x", zorder=3)  # else `sketch` hides it
-            how = prompt if side == "prompt" else dict(linestyle="-", marker=".")
-            axis.plot(lengths, values, color=COLOURS[side], label=side, **how)
+            mark, order = ("x--", 3) if side == "prompt" else (".-", 2)  # or `sketch` hides it
+            axis.plot(lengths, values, mark, color=COLOURS[side], label=side, zorder=order)
         axis.set(title=title, xlabel="bytes of text")
         if name != "writing":
             axis.set_xscale("log", base=2)
@@ -485,8 +485,9 @@ def read_scores(path: str) -> list[dict]:
     content = read_file(path)
     with expect("what compare --json writes", path):
         return [
-            {"rival": take(run, "rival", str), "ratio": take(run, "ratio")}
-            | {"bpb": take(run, "bpb"), "by position": take(run, "by position", as_numbers)}
+            {"rival": take(run, "rival", str), "seed": take(run, "seed", int)}
+            | {"ratio": take(run, "ratio"), "bpb": take(run, "bpb")}
+            | {"by position": take(run, "by position", as_numbers)}
             | {k: take(run, k) for k in run if k == "reading noise" or k.startswith("gap")}
             for run in take(json.loads(content), "runs", list)
         ]
@@ -496,6 +497,12 @@ def as_numbers(values) -> list[float]:
     return list(map(float, values))
 
 
+def colours_of(names) -> dict[str, str]:
+    """COLOURS, and others for what has none there."""
+    others = itertools.cycle(f"C{index}" for index in (3, 4, 5, 6, 8, 9))
+    return {name: COLOURS.get(name) or next(others) for name in names}
+
+
 def rivals(args: argparse.Namespace) -> None:
     """The gap that each rival closes at 4x, one point a seed, and its loss by position."""
     scores = [s for s in read_scores(args.file) if s["ratio"] == 4]
@@ -503,18 +510,17 @@ def rivals(args: argparse.Namespace) -> None:
         raise UserError(f"{args.file} has no run at 4x")
     names = list(dict.fromkeys(s["rival"] for s in scores))
     figure, (gaps, chunk) = new_figure(1, 2, (13, 5))
-    kinds = dict.fromkeys(name for s in scores for name in s if name.startswith("gap"))
-    for number, gap in enumerate(kinds):
+    fields = dict.fromkeys(name for s in scores for name in s if name.startswith("gap"))
+    for number, gap in enumerate(fields):
         found = [s for s in scores if gap in s]
-        seeds = [[s["rival"] for s in found[:i]].count(s["rival"]) for i, s in enumerate(found)]
-        x = [names.index(s["rival"]) + (number - 1) / 4 + i / 20 for i, s in zip(seeds, found)]
+        x = [names.index(s["rival"]) + (number - 1) / 4 + s["seed"] / 20 for s in found]
         gaps.plot(x, [s[gap] for s in found], "o", markersize=4, label=gap)
     gaps.set(title="gap closed at 4x, one point a seed", ylabel="gap closed, %")
     gaps.set_xticks(range(len(names)), names, rotation=30)
-    for name in names:
+    for name, colour in colours_of(names).items():
         curves = [s["by position"] for s in scores if s["rival"] == name]
         means = [statistics.mean(bits) for bits in zip(*curves, strict=False)]
-        chunk.plot(means, ".-", label=name)
+        chunk.plot(means, ".-", color=colour, label=name)
     chunk.set(title="loss in a chunk at 4x", xlabel="position, bytes", ylabel="bits per byte")
     save_figure(figure, args.out)
 
@@ -528,14 +534,14 @@ def ratios(args: argparse.Namespace) -> None:
         ("reading noise", "random bytes read", "share"),
     )
     for axis, (field, title, unit) in zip(axes, panels, strict=True):
-        for name in dict.fromkeys(s["rival"] for s in scores):
+        for name, colour in colours_of(dict.fromkeys(s["rival"] for s in scores)).items():
             found = [s for s in scores if s["rival"] == name and field in s]
             if name in REFERENCES:
                 found = [s | {"ratio": other["ratio"]} for s in found for other in scores]
             x = sorted({s["ratio"] for s in found})
             y = [statistics.mean(s[field] for s in found if s["ratio"] == r) for r in x]
             if x:
-                axis.plot(x, y, ".-", label=name)
+                axis.plot(x, y, ".-", color=colour, label=name)
         axis.set(title=title, xlabel="bytes a memory token", ylabel=unit)
         axis.set_xscale("log", base=2)
     save_figure(figure, args.out)
@@ -585,7 +591,7 @@ def main(argv: list[str] | None = None) -> None:
         sub = pictures.add_parser(name, help=about, description=draw.__doc__)
         sub.set_defaults(draw=draw, endings=endings)
         about = f"where it goes, {' or '.join(endings)} (%(default)s)"
-        sub.add_argument("--out", default=f"{name}.png", help=about)
+        sub.add_argument("--out", default=f"{name}{endings[0]}", help=about)
         return sub.add_argument
 
     about = "where the model looks while it writes; .png, or .gif to see it move"
@@ -594,7 +600,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--ask", metavar="QUESTION", help="a question about the text, to be answered")
     add("--bytes", type=int, default=1, help="to write (%(default)s)")
     add("--checkpoint", help="what train.py wrote; default as in generate.py")
-    add = picture(name, "where it looks for names from far back", (".png", ".gif"))
+    add = picture(name, "where it looks for names from far back", (".gif",))
+    add("--data", metavar="PATH", help="what it was trained on, as in train.py")
     add("--checkpoint", help="what train.py wrote; default as in generate.py")
     picture(mask, "who sees whom under three histories")
     picture(cache, "what the cache holds while a text grows")

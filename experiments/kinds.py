@@ -19,8 +19,8 @@ from torch import Generator, Tensor
 import evaluate
 from common import find_device, open_model
 from console import check_range, check_writable, command_line
-from data import Corpus, Text, generator, load_corpus
-from experiments.report import make_parser, save_json, show, this_machine
+from data import Corpus, Text, generator
+from experiments.report import load_test_corpus, make_parser, save_json, show, this_machine
 from generate import CHECKPOINT, read_back
 from questions import (
     CAPITALS,
@@ -186,29 +186,28 @@ NAME = re.compile(rb"\b[A-Za-z_]{8,}\b")
 BEGUN = 3  # letters of a name that are given
 
 
-def name_places(text: bytes, n: int) -> Iterator[tuple[int, int, int]]:
-    """(start, end, chunks back) of each name that has stood in a text before and lies in one chunk:
-    of a name across an edge its first letters may be out of sight."""
+def name_places(text: bytes, n: int, training: bytes) -> Iterator[tuple[int, int, int, bool]]:
+    """(start, end, chunks back, whether it is new) of each name that has stood in a text before
+    and lies in one chunk: of a name across an edge its first letters may be out of sight. A new one
+    stands nowhere in the text of training, so that hardly anything but the past can tell it."""
     last: dict[bytes, int] = {}
     for found in NAME.finditer(text):
         start, name = found.start(), found[0]
         if name in last and start // n == (found.end() - 1) // n:
-            yield start, found.end(), start // n - last[name] // n
+            yield start, found.end(), start // n - last[name] // n, name not in training
         last[name] = start
 
 
 @torch.inference_mode()
 def name_rows(model: Vist2, corpus: Corpus, history: str, count: int) -> Iterator[dict]:
     """Names in long windows that come again: share of which all is likeliest after the first
-    letters, by how many chunks back they stood the last time. New ones stand nowhere in the text
-    of training, so that only the past can tell them."""
-    n, right, known = model.config.chunk, {}, bytes(corpus.train.bytes.numpy())
+    letters, by how many chunks back they stood the last time; of all, and of new ones."""
+    n, right, training = model.config.chunk, {}, bytes(corpus.train.bytes.numpy())
     for window in long_windows(corpus, count):
         text = window.view(1, -1, n).to(model.device)
         hit = (model(text, history=history).argmax(-1) == text).flatten()
-        content = bytes(window.tolist())
-        for start, end, back in name_places(content, n):
-            found = hit[start + BEGUN : end].all().item(), content[start:end] not in known
+        for start, end, back, new in name_places(bytes(window.tolist()), n, training):
+            found = hit[start + BEGUN : end].all().item(), new
             right.setdefault(back.bit_length(), []).append(found)
     for bits, found in sorted(right.items()):
         back = "0" if bits == 0 else "1" if bits == 1 else f"{2 ** (bits - 1)} to {2**bits - 1}"
@@ -228,6 +227,7 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("checkpoint", nargs="?", help=f"default: {CHECKPOINT}, or else the weights here")
     add("--count", type=int, default=60, help="questions, or pages, of a kind (%(default)s)")
+    add("--data", metavar="PATH", help="file or folder of the training; default as in train.py")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (%(default)s)")
     add("--json", metavar="PATH", help="write all tables as JSON")
     args = parser.parse_args(argv)
@@ -235,7 +235,7 @@ def main(argv: list[str] | None = None) -> None:
         check_range("--count", args.count, 1, 10_000)
         check_writable(args.json)
         model, info = open_model(args.checkpoint, CHECKPOINT, find_device(args.device))
-        corpus = load_corpus(None, model.config.chunks * model.config.chunk)
+        corpus = load_test_corpus(model, info, args.data, info["path"])
         content = {"machine": this_machine(model.device), "info": info, "count": args.count}
         for name, title, rows in (
             ("recall", f"Facts, share of {args.count} questions", recall_rows),

@@ -12,6 +12,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from common import write_file
+from console import UserError, warn
+from data import Corpus, load_corpus
+from vist2 import Vist2
 
 
 def written(cell: str | int | float) -> str:
@@ -43,6 +46,19 @@ def show(title: str, rows: Iterable[dict]) -> list[dict]:
 def save_json(path: str | Path, content) -> None:
     """Write the whole file or none. Raises OSError."""
     write_file(Path(path), (json.dumps(content, indent=1) + "\n").encode())
+
+
+def load_test_corpus(model: Vist2, info: dict, data: str | None, path: str, refuse=False) -> Corpus:
+    """The corpus that a checkpoint is tested on. Where it was trained on another, warns that the
+    held-out files are none to it, or refuses with a UserError."""
+    corpus = load_corpus(data, model.config.chunks * model.config.chunk)
+    if corpus.digest != info.get("digest"):
+        about = f"{path} was trained on {info.get('corpus')}, digest {info.get('digest')}; here is "
+        about += f"{corpus.name}, {corpus.digest}, whose held-out files it may have seen"
+        if refuse:
+            raise UserError(about)
+        warn(about)
+    return corpus
 
 
 def processor() -> str:

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import info
+from conftest import info, make_model
 from PIL import Image, ImageSequence
 
 from common import save_checkpoint
 from console import one_line
 from data import Corpus, Text, load_corpus
 from evaluate import bits_of, held_out_windows
-from experiments import figures
+from experiments import figures, report
 from experiments.figures import Moment, Watched, moment_picture, moments
 from generate import as_row, generate
 from mask import Layout, make_layout, may_attend
@@ -37,6 +37,9 @@ def drawn(monkeypatch, tmp_path):
         figures.main([str(argument) for argument in arguments])
         assert Path(f"{arguments[0]}.png").stat().st_size  # in the current folder
         axes = pyplot.gcf().axes
+        for axis in axes:  # a legend stands beside its chart
+            if axis.get_legend_handles_labels()[1]:
+                assert axis.get_legend().get_window_extent().x0 >= axis.get_window_extent().x1
         pyplot.close()
         return axes
 
@@ -45,6 +48,10 @@ def drawn(monkeypatch, tmp_path):
 
 def lines_of(axis) -> dict:
     return {line.get_label(): line.get_xydata().tolist() for line in axis.get_lines()}
+
+
+def colours_of(axis) -> dict:
+    return {line.get_label(): line.get_color() for line in axis.get_lines()}
 
 
 def test_what_a_trace_shows_is_what_attention_mixed(model):
@@ -82,25 +89,61 @@ def test_a_trace_follows_what_the_model_writes_up_to_a_stop(model, length):
     assert len(stopped) == written.index(written[3]) + 1
 
 
+def boxes(page, colour) -> tuple[list, list]:
+    """Where a picture has this colour: left, top, right, bottom; in its strips, in its legend."""
+    alike = (abs(np.array(page, float) - 255 * np.array(colour)) < 3).all(-1)
+    legend = page.height - 6 * 26
+    found = []
+    for part in (alike[:legend], alike[legend:]):
+        y, x = part.nonzero()
+        found.append([x.min(), y.min(), x.max() + 1, y.max() + 1] if len(x) else [])
+    return tuple(found)
+
+
 @pytest.mark.parametrize("cell, merge", [*((cell, 1) for cell in CELLS), ((16, 4), 2)])
-def test_the_patches_that_are_looked_at_are_the_ones_that_are_orange(cell, merge):
+def test_what_is_looked_at_most_is_deepest_on_a_scale_that_says_so(cell, merge, monkeypatch):
     config, blank = Config(cell=cell, merge=merge), torch.full((2, 64), ord(" "))
-    m = config.sketch_tokens
+    m, words, draw = config.sketch_tokens, [], figures.ImageDraw.ImageDraw.text
+    keep = lambda self, place, text, *more, **how: words.append(text) or draw(
+        self, place, text, *more, **how
+    )
+    monkeypatch.setattr(figures.ImageDraw.ImageDraw, "text", keep)
     share = torch.zeros(2 * m + 1 + 3)
-    share[m + 1] = 1  # the second token of the second sketch, in the second of two layers
-    moment = Moment(blank, b"abc", [0 * share, share], torch.ones(256) / 256)
+    share[m + 1] = 0.5  # the second token of the second sketch, in the second of two layers
+    share[2 * m + 2] = 0.25  # the second of three bytes
+    moment = Moment(blank, b"a c", [0 * share, share], torch.ones(256) / 256)
     most = figures.most_seen([moment], m)
-    assert most == (1, pytest.approx(0))
-    page, width = moment_picture(moment, config, 2, (1, 1)), 48 * merge
+    assert most == (0.5, 0.25)
+    page, width = moment_picture(moment, config, 2, most), 48 * merge
+    assert "0 to 50.0% on one token, mean of layers and heads" in words
+    assert "0 to 25.0% on one byte, mean of layers and heads" in words
     legend = page.height - 6 * 26
     left, top = 4 + 3 * 64 + 8 + width, 26 + legend // 2
-    deepest = (np.array(page) == [int(255 * part) for part in figures.SKETCH]).all(-1)
-    y, x = deepest[:legend].nonzero()
-    box = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
-    assert abs(box - [left, top, left + width, top + 48]).max() <= 1  # the frame
-    assert deepest[legend:].any()
-    half = np.array(moment_picture(moment, config, 2, (2, 1)))  # of a scale that goes further
-    assert not (half[:legend] == [int(255 * part) for part in figures.SKETCH]).all(-1).any()
+    in_strip, in_legend = boxes(page, figures.SKETCH)
+    assert abs(np.subtract(in_strip, [left, top, left + width, top + 48])).max() <= 1  # the frame
+    assert in_legend == [4 + 8 * 12, 1, 4 + 9 * 12, 17]
+    in_strip, in_legend = boxes(page, figures.TEXT)
+    bottom = legend - 8
+    assert abs(np.subtract(in_strip, [4 + 12, bottom - 24, 4 + 24, bottom])).max() <= 2
+    assert in_legend == [480 + 8 * 12, 1, 480 + 9 * 12, 17]
+    wider = moment_picture(moment, config, 2, (1, 0.25))
+    assert not boxes(wider, figures.SKETCH)[0] and boxes(wider, figures.TEXT)[0]
+    wider = moment_picture(moment, config, 2, (0.5, 0.5))
+    assert boxes(wider, figures.SKETCH)[0] and not boxes(wider, figures.TEXT)[0]
+    one_layer = Moment(blank, b"", [share[: 2 * m + 1]], torch.ones(256) / 256)
+    assert figures.most_seen([one_layer], m) == (0.5, 1)
+    assert moment_picture(one_layer, config, 2, most).height == page.height - legend // 2
+
+
+def test_all_frames_of_a_gif_are_on_one_scale(tmp_path):
+    config, blank = Config(), torch.full((1, 64), ord(" "))
+    shares = [torch.zeros(16 + 1) for _ in range(2)]
+    shares[0][0], shares[1][0] = 0.25, 0.5
+    seen = [Moment(blank, b"", [share], torch.ones(256) / 256) for share in shares]
+    figures.draw_moments(seen, config, str(tmp_path / "some.gif"))
+    frames = ImageSequence.Iterator(Image.open(tmp_path / "some.gif"))
+    first, second = (255 - frame.convert("RGB").getpixel((20, 50))[2] for frame in frames)
+    assert abs(second - 255 * (1 - figures.SKETCH[2])) < 16 and abs(first - second / 2) < 16
 
 
 def test_a_trace_is_drawn_and_a_gif_has_a_frame_for_each_byte(model, tmp_path, monkeypatch, capsys):
@@ -119,24 +162,40 @@ def test_a_trace_is_drawn_and_a_gif_has_a_frame_for_each_byte(model, tmp_path, m
 
 
 def test_names_are_drawn_that_training_lacks_and_that_stood_far_back(
-    model, tmp_path, monkeypatch, capsys
+    tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    window = bytearray(b". " * 48)
-    stands = {b"old_name": (0, 70), b"close_by": (9, 33), b"far_name": (20, 88), b"one_time": (50,)}
-    for name, starts in stands.items():
-        for start in starts:
-            window[start : start + len(name)] = name
-    held_out = Text([bytes(window), bytes(window)], 96)  # in the second window nothing is new
-    corpus = Corpus("", "", Text([b"an old_name!"], 12), held_out)
-    assert list(figures.far_names(corpus, 16)) == [(bytes(window), 88, 96, 4)]
-    monkeypatch.setattr(figures, "load_corpus", lambda path, window: corpus)
-    save_checkpoint("model.pt", model, info())
-    figures.main(["name", "--checkpoint", "model.pt", "--out", "name.gif"])
-    assert Image.open("name.gif").n_frames == len("far_name") - 3 + 1
-    begun = bytes(window[:91])
-    written = one_line(b"far" + generate(model, begun, 5, history_chunks=7))
-    assert f"far_name, 4 chunks before: written {written}\n" in capsys.readouterr().out
+
+    def window(**stands) -> bytes:
+        text = bytearray(b". " * 48)
+        for name, starts in stands.items():
+            for start in starts:
+                text[start : start + len(name)] = name.encode()
+        return bytes(text)
+
+    held_out = [
+        window(old_name=(0, 70), close_by=(9, 55), far_name=(20, 88), one_time=(36,)),
+        window(far_name=(0, 70), next_one=(12, 82)),  # the first is drawn already
+        window(third_it=(0, 64)),
+        window(too_many=(0, 64)),
+    ]
+    corpus = Corpus("all", "", Text([b"an old_name!"], 12), Text(held_out, 96))
+    found = [(held_out[0], 88, 96, 4), (held_out[1], 82, 90, 5), (held_out[2], 64, 72, 4)]
+    assert list(figures.far_names(corpus, 16))[:3] == found
+    monkeypatch.setattr(report, "load_corpus", lambda path, window: {96: corpus}[window])
+    model = make_model(chunks=6)
+    save_checkpoint("model.pt", model, info(digest=""))
+    figures.main(["name", "--checkpoint", "model.pt"])
+    assert Image.open("name.gif").n_frames == 3 * (len("far_name") - 3 + 1)
+    said = capsys.readouterr()
+    for text, start, end, back in found:
+        begun = text[: start + 3]
+        written = one_line(begun[start:] + generate(model, begun, 5, history_chunks=9))
+        assert f"{text[start:end].decode()}, {back} chunks before: written {written}\n" in said.out
+    assert "too_many" not in said.out and "was trained on" not in said.err
+    corpus.held_out = Text([window()], 96)
+    with pytest.raises(SystemExit, match="no new name stood four chunks before in held-out files"):
+        figures.main(["name", "--checkpoint", "model.pt"])
 
 
 def test_the_mask_that_is_drawn_is_the_one_in_use(drawn):
@@ -169,6 +228,9 @@ def test_loss_by_position_is_drawn_for_files_that_no_model_was_trained_on(drawn,
     for path, history in trained.items():
         expected = bits_of(model, held_out_windows(model, corpus), history)[:, 2:].mean(dim=(0, 1))
         torch.testing.assert_close(torch.tensor(lines_of(axis)[path])[:, 1], expected)
+    assert colours_of(axis) == {path: figures.COLOURS[name] for path, name in trained.items()}
+    [axis] = drawn("position", "none.pt", "sketch.pt", "none.pt", "--data", small_file)
+    assert [line.get_marker() for line in axis.get_lines()] == [".", ".", "x"]
     with pytest.raises(SystemExit, match="none.pt was trained on .* held-out files it may have"):
         drawn("position", "none.pt", "--data", "other")
 
@@ -192,13 +254,18 @@ def test_all_that_was_measured_is_drawn(drawn):
         sides = ("full", "prompt", "sketch") if name != "training" else ("full", "sketch")
         rows = bench[name]
         assert lines_of(axis) == {s: [[r["bytes"], r[s + unit]] for r in rows] for s in sides}
-    none = {"rival": "none", "ratio": 4, "bpb": 3.0, "by position": [3.0, 1.0]}
-    conv = {"rival": "conv", "ratio": 4, "bpb": 2.0, "by position": [2.0, 1.0]}
+        assert colours_of(axis) == {side: figures.COLOURS[side] for side in sides}
+        hidden = [line for line in axis.get_lines() if line.get_label() == "prompt"]
+        assert all((line.get_marker(), line.get_zorder()) == ("x", 3) for line in hidden)
+    none = {"rival": "none", "seed": 0, "ratio": 4, "bpb": 3.0, "by position": [3.0, 1.0]}
+    conv = {"rival": "conv", "seed": 0, "ratio": 4, "bpb": 2.0, "by position": [2.0, 1.0]}
     conv |= {"gap all %": 50.0, "reading noise": 0.5}
-    scores = [none, conv, conv | {"bpb": 1.0, "by position": [4.0, 3.0]}]
+    scores = [none, conv, conv | {"seed": 1, "bpb": 1.0, "by position": [4.0, 3.0]}]
     scores += [conv | {"ratio": 8, "bpb": 2.5}]
     Path("scores.json").write_text(json.dumps({"runs": scores}))
-    gaps, chunk = map(lines_of, drawn("rivals", "scores.json"))
+    axes = drawn("rivals", "scores.json")
+    assert colours_of(axes[1]) == {"none": figures.COLOURS["none"], "conv": "C3"}
+    gaps, chunk = map(lines_of, axes)
     assert gaps["gap all %"] == [[1 - 1 / 4, 50], [1 - 1 / 4 + 1 / 20, 50]]  # none hides another
     assert chunk == {"none": [[0, 3], [1, 1]], "conv": [[0, 3], [1, 2]]}
     bits, read = map(lines_of, drawn("ratios", "scores.json"))

@@ -8,7 +8,7 @@ from conftest import info, make_model
 import evaluate
 import questions
 from common import WEIGHTS, load_checkpoint, save_checkpoint
-from data import Corpus, Text, generator, load_corpus
+from data import Corpus, Text, generator
 from experiments import kinds
 
 TEXT = Text([b"".join(b"line %d: the quick brown fox\n" % i for i in range(999))], 512)
@@ -61,14 +61,15 @@ def test_pages_have_as_many_different_bytes_as_they_say():
     assert set(pages["spaces and tabs"].unique().tolist()) == set(b" \t")
 
 
-def test_all_tables_are_printed_and_written_as_json(tmp_path, small_file, monkeypatch, capsys):
+def test_all_tables_are_printed_and_written_as_json(tmp_path, small_file, capsys):
     small_file.write_bytes(5 * small_file.read_bytes())
-    load = lambda _, window: load_corpus(str(small_file), window)
-    monkeypatch.setattr(kinds, "load_corpus", load)
     save_checkpoint(tmp_path / "model.pt", make_model(), info(max_context=99))
     path = tmp_path / "kinds.json"
-    kinds.main([str(tmp_path / "model.pt"), "--count", "2", "--json", str(path)])
-    said, content = capsys.readouterr().out, json.loads(path.read_text())
+    options = ["--count", "2", "--data", str(small_file), "--json", str(path)]
+    kinds.main([str(tmp_path / "model.pt"), *options])
+    said, warned = capsys.readouterr()
+    content = json.loads(path.read_text())
+    assert "model.pt was trained on None" in warned  # held-out files that it may have seen
     assert len(content["recall"]) == len(kinds.TRAINED | kinds.NEVER) + 2 + 7
     for name in ("recall", "reading", "language"):
         assert f"| {' | '.join(content[name][0])} |" in said
@@ -79,13 +80,14 @@ def test_all_tables_are_printed_and_written_as_json(tmp_path, small_file, monkey
 def test_a_name_counts_by_when_it_stood_last_and_only_if_all_of_its_rest_is_likeliest(monkeypatch):
     text = bytearray(b". " * 128)
     stands = {b"long_name": (0, 19, 34), b"Question": (50, 200), b"shorter": (64, 80)}
-    stands |= {b"over_edge": (110, 120), b"inside99": (148, 160)}
+    stands |= {b"over_edge": (110, 120), b"inside99": (148, 160), b"longitude": (230, 240)}
     for name, starts in stands.items():
         for start in starts:
             text[start : start + len(name)] = name
-    places = [(19, 28, 1), (34, 43, 1), (200, 208, 9)]
-    assert sorted(kinds.name_places(bytes(text), 16)) == places
-    corpus = Corpus("", "", Text([b"a long_name"], 9), Text([bytes(text)], 64))
+    old, new = [(19, 28, 1, False), (34, 43, 1, False)], [(200, 208, 9, True), (240, 249, 1, True)]
+    training = b"a long_name"
+    assert sorted(kinds.name_places(bytes(text), 16, training)) == old + new
+    corpus = Corpus("", "", Text([training], 9), Text([bytes(text)], 64))
 
     def completed(mistaken: bytes, of="completed") -> dict:
         model, wrong = make_model(), torch.tensor(list(mistaken), dtype=torch.long)
@@ -94,11 +96,14 @@ def test_a_name_counts_by_when_it_stood_last_and_only_if_all_of_its_rest_is_like
         rows = kinds.name_rows(model, corpus, "sketch", 1)
         return {row["last seen, chunks back"]: row[of] for row in rows}
 
-    assert completed(b"") == completed(b"lQu. ") == {"1": 1, "8 to 15": 1}
-    assert completed(b"s") == {"1": 1, "8 to 15": 0} and completed(b"", "names")["1"] == 2
-    assert completed(b"", "new names") == {"1": 0, "8 to 15": 1}
-    assert completed(b"s", "new completed") == {"1": "", "8 to 15": 0}
-    assert completed(b"m") == {"1": 0, "8 to 15": 1}
+    assert completed(b"") == completed(b"lQ. ") == {"1": 1, "8 to 15": 1}
+    assert completed(b"s") == completed(b"s", "new completed") == {"1": 1, "8 to 15": 0}
+    assert completed(b"", "names") == {"1": 3, "8 to 15": 1}
+    assert completed(b"", "new names") == {"1": 1, "8 to 15": 1}
+    assert completed(b"d") == {"1": 2 / 3, "8 to 15": 1}
+    assert completed(b"d", "new completed") == {"1": 0, "8 to 15": 1}
+    assert completed(b"m") == {"1": 1 / 3, "8 to 15": 1}
+    assert completed(b"m", "new completed") == {"1": 1, "8 to 15": 1}
 
 
 def test_the_weights_that_come_with_the_code_hold_reading_and_recall_by_kind():
@@ -111,8 +116,8 @@ def test_the_weights_that_come_with_the_code_hold_reading_and_recall_by_kind():
         [found] = [share for page, share in read.items() if page.startswith(f"{name} different")]
         assert found > 0.95, name
     ask = lambda style, step: kinds.one_question(TEXT, generator("floor", step), style, 64)
-    for name, floor in (("plain", 0.8), ("3 facts", 0.85), ("values in capitals", 0.6)):
+    for name, floor in (("plain", 0.85), ("3 facts", 0.85), ("values in capitals", 0.6)):
         examples = [ask(kinds.TRAINED[name], step) for step in range(20)]
         assert evaluate.exact_match(model, examples, "sketch") > floor, name
-    needles = [kinds.needle_question(TEXT, generator("floor", step), 1000) for step in range(12)]
-    assert evaluate.exact_match(model, needles, "sketch") > 0.6  # in lines that are all alike
+    needles = [kinds.needle_question(TEXT, generator("floor", step), 1000) for step in range(16)]
+    assert evaluate.exact_match(model, needles, "sketch") > 0.7  # in lines that are all alike

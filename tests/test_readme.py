@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 
@@ -24,6 +25,36 @@ def test_every_linked_file_and_every_program_is_there():
             assert (ROOT / program).exists(), f"{page.name}: {program}"
         for module in re.findall(r"python -m experiments\.(\w+)", text):
             assert (ROOT / "experiments" / f"{module}.py").exists(), f"{page.name}: {module}"
+
+
+def rows_of(page: str, head: str) -> list[list[str]]:
+    """The cells of the table whose head begins so."""
+    _, *rows = re.search(rf"^\| {re.escape(head)}.*\n\|[-|]+\n((?:\|.*\n)+)", page, re.M)[0].split("\n")
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[1:-1]]
+
+
+def test_the_tables_of_kinds_are_what_their_json_has():
+    page = (ROOT / "docs/results.md").read_text()
+    names = ("none", "", "full")
+    files = [ROOT / f"docs/kinds{'-' * bool(name)}{name}.json" for name in names]
+    none, sketch, full = (json.loads(path.read_text()) for path in files)
+    tables = {
+        "facts": [
+            (*one.values(), all_text["so answered"])
+            for one, all_text in zip(sketch["recall"], full["recall"], strict=True)
+        ],
+        "page": [tuple(row.values()) for row in sketch["reading"]],
+        "last seen": [
+            (*list(zero.values())[:3], one["completed"], all_text["completed"], zero["new names"])
+            + tuple(row["new completed"] for row in (zero, one, all_text))
+            for zero, one, all_text in zip(none["names"], sketch["names"], full["names"], strict=True)
+        ],
+    }
+    for head, expected in tables.items():
+        for cells, values in zip(rows_of(page, head), expected, strict=True):
+            for cell, value in zip(cells, values, strict=True):
+                same = cell == value if isinstance(value, str) else abs(float(cell) - value) < 6e-4
+                assert same, (head, cells)
 
 
 def test_what_the_readme_shows_in_python_answers(capsys, monkeypatch):
