@@ -42,6 +42,7 @@ from console import UserError, check_range, check_writable, command_line, one_li
 from data import Corpus
 from evaluate import bits_by_position, bits_of, held_out_windows
 from experiments.bench import SIDES
+from experiments.compare import GAPS
 from experiments.kinds import BEGUN, name_places
 from experiments.report import load_test_corpus
 from experiments.rivals import REFERENCES
@@ -157,13 +158,14 @@ def most_seen(seen: list[Moment], m: int) -> tuple[float, float]:
 
 
 def moment_picture(
-    moment: Moment, config: Config, slots: int, most: tuple[float, float]
+    moment: Moment, config: Config, slots: int, most: tuple[float, float], words: str = ""
 ) -> Image.Image:
     """A strip for each half of the layers: the sketches of the past, token by token the more
     orange the more they are looked at, and the newest bytes of the open chunk, in blue on a scale
     of their own. Below, both scales and what is likely to come.
 
     slots: sketches there is room for. most: the shares that the deepest orange and blue stand for.
+    words: said beside what is to come.
     """
     m = config.sketch_tokens
     columns, zoom = min(slots, 7), 2 if slots > 4 else 3
@@ -197,7 +199,7 @@ def moment_picture(
         page.paste(tinted(torch.zeros_like(scale), scale, colour), (x, top + 1))
         say(x + 9 * GLYPH[0] + 8, top, f"0 to {share:.1%} on one {what}, mean of layers and heads")
     top += LINE
-    say(4, top, "The byte to come (the empty box):")
+    say(4, top, f"The byte to come (the empty box).  {words}")
     for number, byte in enumerate(moment.probabilities.topk(4).indices.tolist()):
         y, share = top + (number + 1) * LINE, moment.probabilities[byte].item()
         page.paste(bytes_picture(bytes([byte]), torch.zeros(1)), (4, y))
@@ -214,17 +216,17 @@ def open_sketch_model(given: str | None) -> tuple[Vist2, dict]:
     return model, info
 
 
-def draw_moments(seen: list[Moment], config: Config, out: str) -> None:
-    """The last of some moments, or, as .gif, all of them on one scale."""
+def draw_moments(seen: list[Moment], config: Config, out: str, words: list[str]) -> None:
+    """The last of some moments, or, as .gif, all of them on one scale; words of each."""
     slots = max(1, *(len(moment.finished) for moment in seen))
     moving = out.lower().endswith(".gif")
     most = most_seen(seen, config.sketch_tokens)
-    shown = seen if moving else seen[-1:]
-    pages = [moment_picture(moment, config, slots, most) for moment in shown]
+    shown = list(zip(seen, words, strict=True))[0 if moving else -1 :]
+    pages = [moment_picture(moment, config, slots, most, said) for moment, said in shown]
     film = Image.fromarray(np.concatenate([np.array(page) for page in pages]))
     colours = film.quantize(128)  # the same for all, so that a frame stores only what changes
     first, *rest = (page.quantize(palette=colours, dither=Image.Dither.NONE) for page in pages)
-    more = dict(save_all=True, append_images=rest, duration=400, loop=0) if moving else {}
+    more = dict(save_all=True, append_images=rest, duration=600, loop=0) if moving else {}
     first.save(out, **more)
 
 
@@ -241,7 +243,7 @@ def trace(args: argparse.Namespace) -> None:
         prompt = question_prompt(context, os.fsencode(args.ask))
         capacity = len(prompt) + args.bytes + 2 * n  # nothing is dropped
         seen = list(moments(model, prompt, args.bytes, capacity, STOP))
-    draw_moments(seen, model.config, args.out)
+    draw_moments(seen, model.config, args.out, [""] * len(seen))
     written = bytes(moment.likeliest for moment in seen)
     print(f"written: {one_line(written.removesuffix(bytes([STOP])))}")
 
@@ -261,17 +263,19 @@ def name(args: argparse.Namespace) -> None:
     the last: the first three names of held-out text that stand nowhere in training's and that stood
     four chunks before or more."""
     model, info = open_sketch_model(args.checkpoint)
-    n, seen = model.config.chunk, []
+    n, seen, words = model.config.chunk, [], []
     corpus = load_test_corpus(model, info, args.data, info["path"])
     for text, start, end, back in itertools.islice(far_names(corpus, n), 3):
         given, capacity = start + BEGUN, len(text) + 2 * n  # nothing is dropped
         found = list(moments(model, text[:given], end - given + 1, capacity))
         written = text[start:given] + bytes(moment.likeliest for moment in found[:-1])
-        print(f"{text[start:end].decode()}, {back} chunks before: written {one_line(written)}")
+        whole = text[start:end].decode()
+        print(f"{whole}, {back} chunks before: written {one_line(written)}")
         seen += found
+        words += [f"The text: {whole}, last seen {back} chunks before"] * len(found)
     if not seen:
         raise UserError(f"no new name stood four chunks before in held-out files of {corpus.name}")
-    draw_moments(seen, model.config, args.out)
+    draw_moments(seen, model.config, args.out, words)
 
 
 # ------------------------------------------------------------------------- what needs no model
@@ -323,8 +327,7 @@ def mask(args: argparse.Namespace) -> None:
     two chunks "prompt" keeps sketches."""
     N, n, m = 4, 4, 1
     figure, axes = new_figure(1, 3, (12, 4.4))
-    titles = ("full: a plain GPT", "prompt: compress what is read")
-    titles += ("sketch: VIST2, and what is written",)
+    titles = "full: nothing is compressed", "prompt: what is read", "sketch: what is written, too"
     for axis, S, title in zip(axes, (0, 2, N - 1), titles, strict=True):
         layout = make_layout(N, n, m, S)
         seen = may_attend(Layout(*(field[:, None] for field in layout)), layout)[..., None]
@@ -366,7 +369,7 @@ def cache(args: argparse.Namespace) -> None:
         axis.plot(grown, entries, color=colour, label=history)
         if history == "sketch":
             axis.fill_between(grown, sketches, color=colour, alpha=0.5, label="its sketch tokens")
-            axis.fill_between(grown, sketches, entries, color=colour, alpha=0.15)
+            axis.fill_between(grown, sketches, entries, color=colour, alpha=0.15, label="its text")
     axis.axvline(prompt, color="0.5", linestyle=":")
     axis.text(prompt, total, " up to here `prompt` has read", color="0.3", va="top")
     axis.set(xlabel="bytes of text", ylabel="entries in the cache of a layer")
@@ -514,7 +517,8 @@ def rivals(args: argparse.Namespace) -> None:
     for number, gap in enumerate(fields):
         found = [s for s in scores if gap in s]
         x = [names.index(s["rival"]) + (number - 1) / 4 + s["seed"] / 20 for s in found]
-        gaps.plot(x, [s[gap] for s in found], "o", markersize=4, label=gap)
+        label = GAPS[gap].replace("bpb", "all positions")
+        gaps.plot(x, [s[gap] for s in found], "o", markersize=4, label=label)
     gaps.set(title="gap closed at 4x, one point a seed", ylabel="gap closed, %")
     gaps.set_xticks(range(len(names)), names, rotation=30)
     for name, colour in colours_of(names).items():

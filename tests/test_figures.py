@@ -140,7 +140,7 @@ def test_all_frames_of_a_gif_are_on_one_scale(tmp_path):
     shares = [torch.zeros(16 + 1) for _ in range(2)]
     shares[0][0], shares[1][0] = 0.25, 0.5
     seen = [Moment(blank, b"", [share], torch.ones(256) / 256) for share in shares]
-    figures.draw_moments(seen, config, str(tmp_path / "some.gif"))
+    figures.draw_moments(seen, config, str(tmp_path / "some.gif"), ["", ""])
     frames = ImageSequence.Iterator(Image.open(tmp_path / "some.gif"))
     first, second = (255 - frame.convert("RGB").getpixel((20, 50))[2] for frame in frames)
     assert abs(second - 255 * (1 - figures.SKETCH[2])) < 16 and abs(first - second / 2) < 16
