@@ -158,14 +158,14 @@ def most_seen(seen: list[Moment], m: int) -> tuple[float, float]:
 
 
 def moment_picture(
-    moment: Moment, config: Config, slots: int, most: tuple[float, float], words: str = ""
+    moment: Moment, config: Config, slots: int, most: tuple[float, float], caption: str = ""
 ) -> Image.Image:
     """A strip for each half of the layers: the sketches of the past, token by token the more
     orange the more they are looked at, and the newest bytes of the open chunk, in blue on a scale
     of their own. Below, both scales and what is likely to come.
 
     slots: sketches there is room for. most: the shares that the deepest orange and blue stand for.
-    words: said beside what is to come.
+    caption: what is said beside that.
     """
     m = config.sketch_tokens
     columns, zoom = min(slots, 7), 2 if slots > 4 else 3
@@ -181,9 +181,9 @@ def moment_picture(
 
     for number, (layers, (on_sketches, start, on_bytes)) in enumerate(halves):
         top = number * strip
-        words = f"layers {layers[0] + 1} to {layers[-1] + 1}:  {on_sketches.sum():.0%} of attention"
-        words += f" on sketches, {start.item():.0%} on START, {on_bytes.sum():.0%} on bytes below"
-        say(4, top + 4, words)
+        words = f"layers {layers[0] + 1} to {layers[-1] + 1}:  attention, mean over layers and heads,"
+        words += f" {on_sketches.sum():.0%} on sketches, {start.item():.0%} on START,"
+        say(4, top + 4, f"{words} {on_bytes.sum():.0%} on the bytes below")
         for i, seen in enumerate(on_sketches.view(-1, m)):
             corner = 4 + i % columns * width, top + LINE + i // columns * height
             page.paste(sketch_picture(moment.finished[i], seen / most[0], config, zoom), corner)
@@ -197,9 +197,9 @@ def moment_picture(
     legend = (4, WIDTH // 2), (SKETCH, TEXT), most, ("token", "byte")
     for x, colour, share, what in zip(*legend, strict=True):
         page.paste(tinted(torch.zeros_like(scale), scale, colour), (x, top + 1))
-        say(x + 9 * GLYPH[0] + 8, top, f"0 to {share:.1%} on one {what}, mean of layers and heads")
+        say(x + 9 * GLYPH[0] + 8, top, f"0 to {share:.1%} of attention on one {what}")
     top += LINE
-    say(4, top, f"The byte to come (the empty box).  {words}")
+    say(4, top, f"The byte to come (the empty box).  {caption}")
     for number, byte in enumerate(moment.probabilities.topk(4).indices.tolist()):
         y, share = top + (number + 1) * LINE, moment.probabilities[byte].item()
         page.paste(bytes_picture(bytes([byte]), torch.zeros(1)), (4, y))
@@ -216,13 +216,13 @@ def open_sketch_model(given: str | None) -> tuple[Vist2, dict]:
     return model, info
 
 
-def draw_moments(seen: list[Moment], config: Config, out: str, words: list[str]) -> None:
-    """The last of some moments, or, as .gif, all of them on one scale; words of each."""
+def draw_moments(seen: list[Moment], config: Config, out: str, captions: list[str]) -> None:
+    """The last of some moments, or, as .gif, all of them on one scale."""
     slots = max(1, *(len(moment.finished) for moment in seen))
     moving = out.lower().endswith(".gif")
     most = most_seen(seen, config.sketch_tokens)
-    shown = list(zip(seen, words, strict=True))[0 if moving else -1 :]
-    pages = [moment_picture(moment, config, slots, most, said) for moment, said in shown]
+    shown = list(zip(seen, captions, strict=True))[0 if moving else -1 :]
+    pages = [moment_picture(moment, config, slots, most, caption) for moment, caption in shown]
     film = Image.fromarray(np.concatenate([np.array(page) for page in pages]))
     colours = film.quantize(128)  # the same for all, so that a frame stores only what changes
     first, *rest = (page.quantize(palette=colours, dither=Image.Dither.NONE) for page in pages)
@@ -263,7 +263,7 @@ def name(args: argparse.Namespace) -> None:
     the last: the first three names of held-out text that stand nowhere in training's and that stood
     four chunks before or more."""
     model, info = open_sketch_model(args.checkpoint)
-    n, seen, words = model.config.chunk, [], []
+    n, seen, captions = model.config.chunk, [], []
     corpus = load_test_corpus(model, info, args.data, info["path"])
     for text, start, end, back in itertools.islice(far_names(corpus, n), 3):
         given, capacity = start + BEGUN, len(text) + 2 * n  # nothing is dropped
@@ -272,10 +272,10 @@ def name(args: argparse.Namespace) -> None:
         whole = text[start:end].decode()
         print(f"{whole}, {back} chunks before: written {one_line(written)}")
         seen += found
-        words += [f"The text: {whole}, last seen {back} chunks before"] * len(found)
+        captions += [f"The text: {whole}, last seen {back} chunks before"] * len(found)
     if not seen:
         raise UserError(f"no new name stood four chunks before in held-out files of {corpus.name}")
-    draw_moments(seen, model.config, args.out, words)
+    draw_moments(seen, model.config, args.out, captions)
 
 
 # ------------------------------------------------------------------------- what needs no model

@@ -114,9 +114,10 @@ def test_what_is_looked_at_most_is_deepest_on_a_scale_that_says_so(cell, merge, 
     moment = Moment(blank, b"a c", [0 * share, share], torch.ones(256) / 256)
     most = figures.most_seen([moment], m)
     assert most == (0.5, 0.25)
-    page, width = moment_picture(moment, config, 2, most), 48 * merge
-    assert "0 to 50.0% on one token, mean of layers and heads" in words
-    assert "0 to 25.0% on one byte, mean of layers and heads" in words
+    page, width = moment_picture(moment, config, 2, most, "Said."), 48 * merge
+    assert "The byte to come (the empty box).  Said." in words
+    assert "0 to 50.0% of attention on one token" in words
+    assert "0 to 25.0% of attention on one byte" in words
     legend = page.height - 6 * 26
     left, top = 4 + 3 * 64 + 8 + width, 26 + legend // 2
     in_strip, in_legend = boxes(page, figures.SKETCH)
@@ -266,7 +267,7 @@ def test_all_that_was_measured_is_drawn(drawn):
     axes = drawn("rivals", "scores.json")
     assert colours_of(axes[1]) == {"none": figures.COLOURS["none"], "conv": "C3"}
     gaps, chunk = map(lines_of, axes)
-    assert gaps["gap all %"] == [[1 - 1 / 4, 50], [1 - 1 / 4 + 1 / 20, 50]]  # none hides another
+    assert gaps["all positions"] == [[0.75, 50], [0.8, 50]]  # none hides another
     assert chunk == {"none": [[0, 3], [1, 1]], "conv": [[0, 3], [1, 2]]}
     bits, read = map(lines_of, drawn("ratios", "scores.json"))
     assert bits == {"none": [[4, 3], [8, 3]], "conv": [[4, 1.5], [8, 2.5]]}
