@@ -181,7 +181,7 @@ def moment_picture(
 
     for number, (layers, (on_sketches, start, on_bytes)) in enumerate(halves):
         top = number * strip
-        words = f"layers {layers[0] + 1} to {layers[-1] + 1}:  attention, mean over layers and heads,"
+        words = f"layers {layers[0] + 1} to {layers[-1] + 1}:  attention, mean of layers and heads,"
         words += f" {on_sketches.sum():.0%} on sketches, {start.item():.0%} on START,"
         say(4, top + 4, f"{words} {on_bytes.sum():.0%} on the bytes below")
         for i, seen in enumerate(on_sketches.view(-1, m)):
