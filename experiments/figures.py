@@ -27,7 +27,7 @@ import os
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -89,6 +89,7 @@ class Moment:
     open: bytes  # of the chunk that is being written
     seen: list[torch.Tensor]  # by layer, (S m + 1 + open bytes,)
     probabilities: torch.Tensor  # (256,) of the byte to come
+    caption: str = ""  # said beside it
 
     @property
     def likeliest(self) -> int:
@@ -158,14 +159,13 @@ def most_seen(seen: list[Moment], m: int) -> tuple[float, float]:
 
 
 def moment_picture(
-    moment: Moment, config: Config, slots: int, most: tuple[float, float], caption: str = ""
+    moment: Moment, config: Config, slots: int, most: tuple[float, float]
 ) -> Image.Image:
     """A strip for each half of the layers: the sketches of the past, token by token the more
     orange the more they are looked at, and the newest bytes of the open chunk, in blue on a scale
     of their own. Below, both scales and what is likely to come.
 
     slots: sketches there is room for. most: the shares that the deepest orange and blue stand for.
-    caption: what is said beside that.
     """
     m = config.sketch_tokens
     columns, zoom = min(slots, 7), 2 if slots > 4 else 3
@@ -199,7 +199,7 @@ def moment_picture(
         page.paste(tinted(torch.zeros_like(scale), scale, colour), (x, top + 1))
         say(x + 9 * GLYPH[0] + 8, top, f"0 to {share:.1%} of attention on one {what}")
     top += LINE
-    say(4, top, f"The byte to come (the empty box).  {caption}")
+    say(4, top, f"The byte to come (the empty box).  {moment.caption}")
     for number, byte in enumerate(moment.probabilities.topk(4).indices.tolist()):
         y, share = top + (number + 1) * LINE, moment.probabilities[byte].item()
         page.paste(bytes_picture(bytes([byte]), torch.zeros(1)), (4, y))
@@ -216,13 +216,13 @@ def open_sketch_model(given: str | None) -> tuple[Vist2, dict]:
     return model, info
 
 
-def draw_moments(seen: list[Moment], config: Config, out: str, captions: list[str]) -> None:
+def draw_moments(seen: list[Moment], config: Config, out: str) -> None:
     """The last of some moments, or, as .gif, all of them on one scale."""
     slots = max(1, *(len(moment.finished) for moment in seen))
     moving = out.lower().endswith(".gif")
     most = most_seen(seen, config.sketch_tokens)
-    shown = list(zip(seen, captions, strict=True))[0 if moving else -1 :]
-    pages = [moment_picture(moment, config, slots, most, caption) for moment, caption in shown]
+    shown = seen if moving else seen[-1:]
+    pages = [moment_picture(moment, config, slots, most) for moment in shown]
     film = Image.fromarray(np.concatenate([np.array(page) for page in pages]))
     colours = film.quantize(128)  # the same for all, so that a frame stores only what changes
     first, *rest = (page.quantize(palette=colours, dither=Image.Dither.NONE) for page in pages)
@@ -243,7 +243,7 @@ def trace(args: argparse.Namespace) -> None:
         prompt = question_prompt(context, os.fsencode(args.ask))
         capacity = len(prompt) + args.bytes + 2 * n  # nothing is dropped
         seen = list(moments(model, prompt, args.bytes, capacity, STOP))
-    draw_moments(seen, model.config, args.out, [""] * len(seen))
+    draw_moments(seen, model.config, args.out)
     written = bytes(moment.likeliest for moment in seen)
     print(f"written: {one_line(written.removesuffix(bytes([STOP])))}")
 
@@ -263,7 +263,7 @@ def name(args: argparse.Namespace) -> None:
     the last: the first three names of held-out text that stand nowhere in training's and that stood
     four chunks before or more."""
     model, info = open_sketch_model(args.checkpoint)
-    n, seen, captions = model.config.chunk, [], []
+    n, seen = model.config.chunk, []
     corpus = load_test_corpus(model, info, args.data, info["path"])
     for text, start, end, back in itertools.islice(far_names(corpus, n), 3):
         given, capacity = start + BEGUN, len(text) + 2 * n  # nothing is dropped
@@ -271,11 +271,11 @@ def name(args: argparse.Namespace) -> None:
         written = text[start:given] + bytes(moment.likeliest for moment in found[:-1])
         whole = text[start:end].decode()
         print(f"{whole}, {back} chunks before: written {one_line(written)}")
-        seen += found
-        captions += [f"The text: {whole}, last seen {back} chunks before"] * len(found)
+        caption = f"The text: {whole}, last seen {back} chunks before"
+        seen += [replace(moment, caption=caption) for moment in found]
     if not seen:
         raise UserError(f"no new name stood four chunks before in held-out files of {corpus.name}")
-    draw_moments(seen, model.config, args.out, captions)
+    draw_moments(seen, model.config, args.out)
 
 
 # ------------------------------------------------------------------------- what needs no model
@@ -491,7 +491,7 @@ def read_scores(path: str) -> list[dict]:
             {"rival": take(run, "rival", str), "seed": take(run, "seed", int)}
             | {"ratio": take(run, "ratio"), "bpb": take(run, "bpb")}
             | {"by position": take(run, "by position", as_numbers)}
-            | {k: take(run, k) for k in run if k == "reading noise" or k.startswith("gap")}
+            | {k: take(run, k) for k in run if k == "reading noise" or k in GAPS}
             for run in take(json.loads(content), "runs", list)
         ]
 
@@ -513,8 +513,7 @@ def rivals(args: argparse.Namespace) -> None:
         raise UserError(f"{args.file} has no run at 4x")
     names = list(dict.fromkeys(s["rival"] for s in scores))
     figure, (gaps, chunk) = new_figure(1, 2, (13, 5))
-    fields = dict.fromkeys(name for s in scores for name in s if name.startswith("gap"))
-    for number, gap in enumerate(fields):
+    for number, gap in enumerate(GAPS):
         found = [s for s in scores if gap in s]
         x = [names.index(s["rival"]) + (number - 1) / 4 + s["seed"] / 20 for s in found]
         label = GAPS[gap].replace("bpb", "all positions")

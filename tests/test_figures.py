@@ -111,10 +111,10 @@ def test_what_is_looked_at_most_is_deepest_on_a_scale_that_says_so(cell, merge, 
     share = torch.zeros(2 * m + 1 + 3)
     share[m + 1] = 0.5  # the second token of the second sketch, in the second of two layers
     share[2 * m + 2] = 0.25  # the second of three bytes
-    moment = Moment(blank, b"a c", [0 * share, share], torch.ones(256) / 256)
+    moment = Moment(blank, b"a c", [0 * share, share], torch.ones(256) / 256, "Said.")
     most = figures.most_seen([moment], m)
     assert most == (0.5, 0.25)
-    page, width = moment_picture(moment, config, 2, most, "Said."), 48 * merge
+    page, width = moment_picture(moment, config, 2, most), 48 * merge
     assert "The byte to come (the empty box).  Said." in words
     assert "0 to 50.0% of attention on one token" in words
     assert "0 to 25.0% of attention on one byte" in words
@@ -141,7 +141,7 @@ def test_all_frames_of_a_gif_are_on_one_scale(tmp_path):
     shares = [torch.zeros(16 + 1) for _ in range(2)]
     shares[0][0], shares[1][0] = 0.25, 0.5
     seen = [Moment(blank, b"", [share], torch.ones(256) / 256) for share in shares]
-    figures.draw_moments(seen, config, str(tmp_path / "some.gif"), ["", ""])
+    figures.draw_moments(seen, config, str(tmp_path / "some.gif"))
     frames = ImageSequence.Iterator(Image.open(tmp_path / "some.gif"))
     first, second = (255 - frame.convert("RGB").getpixel((20, 50))[2] for frame in frames)
     assert abs(second - 255 * (1 - figures.SKETCH[2])) < 16 and abs(first - second / 2) < 16
