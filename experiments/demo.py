@@ -25,13 +25,13 @@ from einops import reduce
 from torch import Generator
 
 from cache import Session
-from common import find_device, open_model, write_file
+from common import find_device, write_file
 from console import UserError, check_range, check_writable, command_line, one_line, read_file
 from data import generator
 from evaluate import exact_match
-from experiments.figures import SKETCH, moments, share_of_pixels, tinted
+from experiments.figures import SKETCH, moments, open_sketch_model, share_of_pixels, tinted
 from experiments.report import make_parser, written
-from generate import CHECKPOINT, answer, as_row, fit_context, write
+from generate import answer, as_row, fit_context, write
 from questions import STOP, Example, Style, one_of, question_prompt, write_facts
 from render import enlarge, render
 from vist2 import Config, Vist2
@@ -274,10 +274,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.write is not None and args.context:
             raise UserError("--write and --context do not go together")
         check_writable(args.html)
-        model, info = open_model(args.checkpoint, CHECKPOINT, find_device(args.device))
-        if info["history"] != "sketch":
-            trained = f"{info['path']} was trained under {info['history']!r}"
-            raise UserError(f"{trained}, expected 'sketch'")
+        model, info = open_sketch_model(args.checkpoint, find_device(args.device))
         pages = [Page("A language model that reads its past from pictures")] if args.html else []
         screens = Screens(model.config, [Terminal(), *pages])
         if args.write is not None:

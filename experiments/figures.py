@@ -155,7 +155,7 @@ def most_seen(seen: list[Moment], m: int) -> tuple[float, float]:
     """The largest share that one sketch token has at any of some moments, and that one byte has."""
     parts = [parts for moment in seen for _, parts in moment.shares(m)]
     sketches, _, on_bytes = (torch.cat(part) for part in zip(*parts, strict=True))
-    return tuple(part.max().item() or 1.0 if len(part) else 1.0 for part in (sketches, on_bytes))
+    return tuple(max(part.tolist(), default=0) or 1 for part in (sketches, on_bytes))
 
 
 def moment_picture(
@@ -208,8 +208,9 @@ def moment_picture(
     return page
 
 
-def open_sketch_model(given: str | None) -> tuple[Vist2, dict]:
-    model, info = open_model(given, CHECKPOINT)
+def open_sketch_model(given: str | None, device="cpu") -> tuple[Vist2, dict]:
+    """`open_model` for what looks at sketches. Raises UserError for another history."""
+    model, info = open_model(given, CHECKPOINT, device)
     if info["history"] != "sketch":
         trained = f"{info['path']} was trained under {info['history']!r}"
         raise UserError(f"{trained}, expected 'sketch'")
@@ -264,7 +265,7 @@ def name(args: argparse.Namespace) -> None:
     four chunks before or more."""
     model, info = open_sketch_model(args.checkpoint)
     n, seen = model.config.chunk, []
-    corpus = load_test_corpus(model, info, args.data, info["path"])
+    corpus = load_test_corpus(model, info, args.data)
     for text, start, end, back in itertools.islice(far_names(corpus, n), 3):
         given, capacity = start + BEGUN, len(text) + 2 * n  # nothing is dropped
         found = list(moments(model, text[:given], end - given + 1, capacity))
@@ -386,7 +387,8 @@ def position(args: argparse.Namespace) -> None:
     alike = Counter()  # of a history: its colour, and a mark for each
     for path in args.checkpoints:
         model, info = load_checkpoint(path)
-        history, corpus = info["history"], load_test_corpus(model, info, args.data, path, True)
+        corpus = load_test_corpus(model, info | {"path": path}, args.data, refuse=True)
+        history = info["history"]
         bits = bits_of(model, held_out_windows(model, corpus), history)
         mark = ".x+v^s"[alike[history] % 6]
         alike[history] += 1

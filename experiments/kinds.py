@@ -235,7 +235,7 @@ def main(argv: list[str] | None = None) -> None:
         check_range("--count", args.count, 1, 10_000)
         check_writable(args.json)
         model, info = open_model(args.checkpoint, CHECKPOINT, find_device(args.device))
-        corpus = load_test_corpus(model, info, args.data, info["path"])
+        corpus = load_test_corpus(model, info, args.data)
         content = {"machine": this_machine(model.device), "info": info, "count": args.count}
         for name, title, rows in (
             ("recall", f"Facts, share of {args.count} questions", recall_rows),

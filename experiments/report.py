@@ -48,13 +48,13 @@ def save_json(path: str | Path, content) -> None:
     write_file(Path(path), (json.dumps(content, indent=1) + "\n").encode())
 
 
-def load_test_corpus(model: Vist2, info: dict, data: str | None, path: str, refuse=False) -> Corpus:
+def load_test_corpus(model: Vist2, info: dict, data: str | None, *, refuse=False) -> Corpus:
     """The corpus that a checkpoint is tested on. Where it was trained on another, warns that the
-    held-out files are none to it, or refuses with a UserError."""
+    held-out files are none to it, or refuses with a UserError. info: as `open_model` has it."""
     corpus = load_corpus(data, model.config.chunks * model.config.chunk)
     if corpus.digest != info.get("digest"):
-        about = f"{path} was trained on {info.get('corpus')}, digest {info.get('digest')}; here is "
-        about += f"{corpus.name}, {corpus.digest}, whose held-out files it may have seen"
+        about = f"{info['path']} was trained on {info.get('corpus')}, digest {info.get('digest')}; "
+        about += f"here is {corpus.name}, {corpus.digest}, whose held-out files it may have seen"
         if refuse:
             raise UserError(about)
         warn(about)

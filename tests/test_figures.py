@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import info, make_model
 from PIL import Image, ImageSequence
 
@@ -138,13 +139,13 @@ def test_what_is_looked_at_most_is_deepest_on_a_scale_that_says_so(cell, merge, 
 
 def test_all_frames_of_a_gif_are_on_one_scale(tmp_path):
     config, blank = Config(), torch.full((1, 64), ord(" "))
-    shares = [torch.zeros(16 + 1) for _ in range(2)]
-    shares[0][0], shares[1][0] = 0.25, 0.5
+    shares = [F.pad(torch.tensor([share]), (0, 16)) for share in (0.25, 0.5, 0.25)]
     seen = [Moment(blank, b"", [share], torch.ones(256) / 256) for share in shares]
     figures.draw_moments(seen, config, str(tmp_path / "some.gif"))
     frames = ImageSequence.Iterator(Image.open(tmp_path / "some.gif"))
-    first, second = (255 - frame.convert("RGB").getpixel((20, 50))[2] for frame in frames)
+    first, second, third = (255 - frame.convert("RGB").getpixel((20, 50))[2] for frame in frames)
     assert abs(second - 255 * (1 - figures.SKETCH[2])) < 16 and abs(first - second / 2) < 16
+    assert third == first
 
 
 def test_a_trace_is_drawn_and_a_gif_has_a_frame_for_each_byte(model, tmp_path, monkeypatch, capsys):
