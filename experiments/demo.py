@@ -29,8 +29,8 @@ from common import find_device, write_file
 from console import UserError, check_range, check_writable, command_line, one_line, read_file
 from data import generator
 from evaluate import exact_match
-from experiments.figures import SKETCH, moments, open_sketch_model, share_of_pixels, tinted
 from experiments.report import make_parser, written
+from experiments.trace import SKETCH, moments, open_sketch_model, share_of_pixels, tinted
 from generate import answer, as_row, fit_context, write
 from questions import STOP, Example, Style, one_of, question_prompt, write_facts
 from render import enlarge, render

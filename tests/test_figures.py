@@ -16,8 +16,8 @@ from common import save_checkpoint
 from console import one_line
 from data import Corpus, Text, load_corpus
 from evaluate import bits_of, held_out_windows
-from experiments import figures, report
-from experiments.figures import Moment, Watched, moment_picture, moments
+from experiments import figures, report, trace
+from experiments.trace import Moment, Watched, moment_picture, moments
 from generate import as_row, generate
 from mask import Layout, make_layout, may_attend
 from questions import STOP
@@ -104,16 +104,16 @@ def boxes(page, colour) -> tuple[list, list]:
 @pytest.mark.parametrize("cell, merge", [*((cell, 1) for cell in CELLS), ((16, 4), 2)])
 def test_what_is_looked_at_most_is_deepest_on_a_scale_that_says_so(cell, merge, monkeypatch):
     config, blank = Config(cell=cell, merge=merge), torch.full((2, 64), ord(" "))
-    m, words, draw = config.sketch_tokens, [], figures.ImageDraw.ImageDraw.text
+    m, words, draw = config.sketch_tokens, [], trace.ImageDraw.ImageDraw.text
     keep = lambda self, place, text, *more, **how: words.append(text) or draw(
         self, place, text, *more, **how
     )
-    monkeypatch.setattr(figures.ImageDraw.ImageDraw, "text", keep)
+    monkeypatch.setattr(trace.ImageDraw.ImageDraw, "text", keep)
     share = torch.zeros(2 * m + 1 + 3)
     share[m + 1] = 0.5  # the second token of the second sketch, in the second of two layers
     share[2 * m + 2] = 0.25  # the second of three bytes
     moment = Moment(blank, b"a c", [0 * share, share], torch.ones(256) / 256, "Said.")
-    most = figures.most_seen([moment], m)
+    most = trace.most_seen([moment], m)
     assert most == (0.5, 0.25)
     page, width = moment_picture(moment, config, 2, most), 48 * merge
     assert "The byte to come (the empty box).  Said." in words
@@ -121,19 +121,19 @@ def test_what_is_looked_at_most_is_deepest_on_a_scale_that_says_so(cell, merge, 
     assert "0 to 25.0% of attention on one byte" in words
     legend = page.height - 6 * 26
     left, top = 4 + 3 * 64 + 8 + width, 26 + legend // 2
-    in_strip, in_legend = boxes(page, figures.SKETCH)
+    in_strip, in_legend = boxes(page, trace.SKETCH)
     assert abs(np.subtract(in_strip, [left, top, left + width, top + 48])).max() <= 1  # the frame
     assert in_legend == [4 + 8 * 12, 1, 4 + 9 * 12, 17]
-    in_strip, in_legend = boxes(page, figures.TEXT)
+    in_strip, in_legend = boxes(page, trace.TEXT)
     bottom = legend - 8
     assert abs(np.subtract(in_strip, [4 + 12, bottom - 24, 4 + 24, bottom])).max() <= 2
     assert in_legend == [480 + 8 * 12, 1, 480 + 9 * 12, 17]
     wider = moment_picture(moment, config, 2, (1, 0.25))
-    assert not boxes(wider, figures.SKETCH)[0] and boxes(wider, figures.TEXT)[0]
+    assert not boxes(wider, trace.SKETCH)[0] and boxes(wider, trace.TEXT)[0]
     wider = moment_picture(moment, config, 2, (0.5, 0.5))
-    assert boxes(wider, figures.SKETCH)[0] and not boxes(wider, figures.TEXT)[0]
+    assert boxes(wider, trace.SKETCH)[0] and not boxes(wider, trace.TEXT)[0]
     one_layer = Moment(blank, b"", [share[: 2 * m + 1]], torch.ones(256) / 256)
-    assert figures.most_seen([one_layer], m) == (0.5, 1)
+    assert trace.most_seen([one_layer], m) == (0.5, 1)
     assert moment_picture(one_layer, config, 2, most).height == page.height - legend // 2
 
 
@@ -141,10 +141,10 @@ def test_all_frames_of_a_gif_are_on_one_scale(tmp_path):
     config, blank = Config(), torch.full((1, 64), ord(" "))
     shares = [F.pad(torch.tensor([share]), (0, 16)) for share in (0.25, 0.5, 0.25)]
     seen = [Moment(blank, b"", [share], torch.ones(256) / 256) for share in shares]
-    figures.draw_moments(seen, config, str(tmp_path / "some.gif"))
+    trace.draw_moments(seen, config, str(tmp_path / "some.gif"))
     frames = ImageSequence.Iterator(Image.open(tmp_path / "some.gif"))
     first, second, third = (255 - frame.convert("RGB").getpixel((20, 50))[2] for frame in frames)
-    assert abs(second - 255 * (1 - figures.SKETCH[2])) < 16 and abs(first - second / 2) < 16
+    assert abs(second - 255 * (1 - trace.SKETCH[2])) < 16 and abs(first - second / 2) < 16
     assert third == first
 
 
@@ -183,7 +183,7 @@ def test_names_are_drawn_that_training_lacks_and_that_stood_far_back(
     ]
     corpus = Corpus("all", "", Text([b"an old_name!"], 12), Text(held_out, 96))
     found = [(held_out[0], 88, 96, 4), (held_out[1], 82, 90, 5), (held_out[2], 64, 72, 4)]
-    assert list(figures.far_names(corpus, 16))[:3] == found
+    assert list(trace.far_names(corpus, 16))[:3] == found
     monkeypatch.setattr(report, "load_corpus", lambda path, window: {96: corpus}[window])
     model = make_model(chunks=6)
     save_checkpoint("model.pt", model, info(digest=""))
