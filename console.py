@@ -152,6 +152,10 @@ def one_line(text: str | bytes) -> str:
     return printable(text).replace("\n", "^J").replace("\t", "^I")
 
 
+def speaks_unicode() -> bool:
+    return "utf" in (sys.stdout.encoding or "").lower()
+
+
 class ByteWriter:
     """Bytes to standard output, as they come: raw into a pipe, printable to a terminal."""
 

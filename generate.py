@@ -1,12 +1,13 @@
 """Write on, answer and read back, with a past that is kept as sketches.
 
-    python generate.py --prompt "def " --stats
+    python generate.py --prompt "def " --watch --stats
     python generate.py --read README.md
     python generate.py --ask xi --context docs/facts.txt
 """
 
 import argparse
 import os
+import shutil
 import sys
 import time
 from collections import Counter
@@ -14,6 +15,8 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from cache import GROUP, Session
@@ -21,6 +24,7 @@ from common import WEIGHTS, find_device, open_model
 from console import ByteWriter, UserError, check_range, command_line
 from console import one_line, printable, read_file, warn
 from questions import STOP, question_prompt, refuse_roles
+from render import half_blocks, render
 from vist2 import BYTES, HISTORIES, READ, Config, Vist2
 
 CHECKPOINT = "runs/sketch/model.pt"  # what train.py writes
@@ -198,10 +202,13 @@ def print_continuation(model: Vist2, prompt: bytes, info: dict, args: argparse.N
     began = time.perf_counter()
     session = SESSIONS[args.history](model, 1, capacity=chunks * model.config.chunk)
     logits = session.prefill(as_row(prompt))
-    times, out = [], ByteWriter()
+    times, out, text = [], ByteWriter(), bytearray(prompt)
     for new in write(session, logits, args.max_new_bytes, args.temperature, args.top_k, args.seed):
+        if args.watch and out.terminal and times and len(text) % model.config.chunk == 0:
+            print_sketches(session, text)
         times.append(time.perf_counter())
-        out.write(bytes(new.tolist()))
+        text += bytes(new.tolist())
+        out.write(text[-1:])
     out.end()
     if args.stats and times:
         entries, full, size = session.cache_entries, session.count + 1, session.cache_bytes / 1024
@@ -212,6 +219,18 @@ def print_continuation(model: Vist2, prompt: bytes, info: dict, args: argparse.N
             f"bytes; as full text {full} entries, {size * full / entries:.0f} KiB"
         )
         warn(f"first byte after {first:.0f} ms{speed}")
+
+
+def print_sketches(session: Session, text: bytes) -> None:
+    """The newest chunks of a text of whole chunks, as many as stand side by side, and the cache."""
+    config, columns = session.model.config, shutil.get_terminal_size().columns
+    newest = as_row(text).view(-1, config.chunk)[-max(1, columns // 65) :]
+    row = rearrange(F.pad(render(newest, config.cell), (0, 1)), "N H W -> H (N W)")[:, :-1]
+    print(f"\n{half_blocks(row, columns)}")
+    print(
+        f"{config.chunk} bytes became {config.sketch_tokens} visual tokens: the cache holds "
+        f"{session.cache_entries} entries; as full text {session.count + 1}"
+    )
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -236,6 +255,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--history", choices=SESSIONS, help="of finished chunks; default: as in training")
     add("--history-chunks", type=int, help="how far back, 2 or more; default: as in training")
     add("--bf16", action=argparse.BooleanOptionalAction, default=False, help="halves the memory")
+    add("--watch", action="store_true", help="on a terminal: show each chunk turn into its sketch")
     add("--stats", action="store_true", help="print what the cache holds, and speed")
     args = parser.parse_args(argv)
     if args.temperature is None:
@@ -252,8 +272,8 @@ def check_options(args: argparse.Namespace) -> None:
     if args.ask == args.context == "-":
         raise UserError("--ask - and --context - both read standard input, expected one of them")
     continues = args.ask is None and args.read is None
-    if not continues and (args.stats or args.history_chunks is not None):
-        raise UserError("--stats and --history-chunks are for continuing a text")
+    if not continues and (args.watch or args.stats or args.history_chunks is not None):
+        raise UserError("--watch, --stats and --history-chunks are for continuing a text")
     if args.read is not None and args.history:
         raise UserError("--history is not for --read, which reads sketches")
 
@@ -262,6 +282,8 @@ def run(args: argparse.Namespace) -> None:
     check_options(args)
     model, info = open_model(args.checkpoint, CHECKPOINT, find_device(args.device))
     args.history = args.history or info["history"]
+    if args.watch and args.history != "sketch":
+        raise UserError(f"--watch is for --history sketch, this is {args.history}")
     if args.bf16:
         model.to(torch.bfloat16)
     if args.ask is not None:

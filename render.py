@@ -22,6 +22,7 @@ from einops import rearrange, reduce, repeat
 from PIL import Image, ImageDraw, ImageFont
 
 from console import UserError, check_range, check_writable, command_line, one_line, read_file
+from console import speaks_unicode
 
 PATCH = 16  # pixels, as in ViT-L/16
 PAGE = 4 * PATCH  # the width of a page in pixels
@@ -100,6 +101,18 @@ def render(chunks: torch.Tensor, cell: tuple[int, int]) -> torch.Tensor:
     return rearrange(
         pixels, "... (row col) (h w) -> ... (row h) (col w)", col=width // w, h=h, w=w
     )
+
+
+def half_blocks(sketch: torch.Tensor, columns: int) -> str:
+    """A sketch (H, W) for a terminal: a character is two dots, one above the other, each the mean
+    of two pixels, or of more where the columns are too few."""
+    blocks = " ▀▄█" if speaks_unicode() else " '.:"
+    size = -(-sketch.shape[1] // columns)
+    sketch = F.pad(sketch, (0, -sketch.shape[1] % size, 0, -sketch.shape[0] % (4 * size)))
+    dots = reduce(sketch, "(H two h) (W w) -> two H W", "mean", two=2, h=2 * size, w=size)
+    upper, lower = dots > 0.5
+    kinds = (upper + 2 * lower).tolist()
+    return "\n".join("".join(blocks[kind] for kind in row).rstrip() for row in kinds)
 
 
 def parse_cell(text: str) -> tuple[int, int]:

@@ -3,7 +3,6 @@
     python -m experiments.demo                     other facts each time; --seed has them again
     python -m experiments.demo --context FILE      facts of your own, key=value lines
     python -m experiments.demo --html demo.html    the same as a page, too
-    python -m experiments.demo --write "def "      text that is written, chunk by chunk a sketch
 
 The decoder sees a finished chunk through its sketch alone. So the controls ask the same question
 about another text: the sketches of other facts, or blank ones, are all that changes.
@@ -26,14 +25,15 @@ from torch import Generator
 
 from cache import Session
 from common import find_device, write_file
-from console import UserError, check_range, check_writable, command_line, one_line, read_file
+from console import UserError, check_range, check_writable, command_line
+from console import one_line, read_file, speaks_unicode
 from data import generator
 from evaluate import exact_match
 from experiments.report import make_parser, written
 from experiments.trace import SKETCH, moments, open_sketch_model, share_of_pixels, tinted
-from generate import answer, as_row, fit_context, write
+from generate import answer, as_row, fit_context
 from questions import STOP, Example, Style, one_of, question_prompt, write_facts
-from render import enlarge, render
+from render import enlarge, half_blocks, render
 from vist2 import Config, Vist2
 
 CHUNKS = 4  # of facts, where nobody gives a context
@@ -77,14 +77,10 @@ class Terminal:
 
     def __init__(self):
         plain = not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb"
-        plain = plain or bool(os.environ.get("NO_COLOR"))
+        plain = plain or bool(os.environ.get("NO_COLOR")) or not speaks_unicode()
         exact = os.environ.get("COLORTERM") in ("truecolor", "24bit")
         self.colours = "none" if plain else "all" if exact else "eight"
         self.columns = shutil.get_terminal_size().columns
-        try:
-            self.blocks = "▀▄█".encode(sys.stdout.encoding) and " ▀▄█"
-        except UnicodeEncodeError:
-            self.blocks = " '.:"
 
     def words(self, text: str) -> None:
         print(text, flush=True)
@@ -92,6 +88,8 @@ class Terminal:
     def sketch(self, ink: torch.Tensor, share: torch.Tensor) -> None:
         """A sketch (H, W), with a share (H, W), 0 to 1, of colour in its paper: two pixels a
         character, of which each is the mean of two or more, one above the other."""
+        if self.colours == "none":
+            return self.words(half_blocks(ink, self.columns))
         narrower = 1
         while ink.shape[1] // narrower > self.columns:
             narrower *= 2
@@ -100,12 +98,8 @@ class Terminal:
         paper = 1 - share[..., None] * (1 - torch.tensor(SKETCH))
         pixels = paper * (1 - ink[..., None])
         for row in range(0, len(ink), 2):
-            if self.colours == "none":
-                dark = (ink[row] > 0.5).int() + 2 * (ink[row + 1] > 0.5).int()
-                print("".join(self.blocks[kind] for kind in dark.tolist()).rstrip(), flush=True)
-                continue
             pairs = zip(self.codes(pixels[row], 3), self.codes(pixels[row + 1], 4))
-            painted = "".join(f"\033[{upper};{lower}m{self.blocks[1]}" for upper, lower in pairs)
+            painted = "".join(f"\033[{upper};{lower}m▀" for upper, lower in pairs)
             print(f"{painted}\033[0m", flush=True)
 
     def codes(self, pixels: torch.Tensor, ground: int) -> list[str]:
@@ -171,27 +165,6 @@ class Screens:
 
 
 # ------------------------------------------------------------------------------------ stories
-
-
-def tell_writing(model: Vist2, prompt: bytes, count: int, seed: int, screens: Screens) -> None:
-    """Write on: each chunk as text, and as the sketch that takes its place, until so many new
-    bytes are written."""
-    n, say, text = model.config.chunk, screens.say, bytearray(prompt)
-    say(f"--seed {seed}")
-    session = Session(model, 1, "sketch", len(prompt) + count + n)
-    logits, entries = session.prefill(as_row(prompt)), session.cache_entries
-    for new in write(session, logits, count + 1, 0.8, seed=seed):
-        if len(text) > len(prompt) and len(text) % n == 0:  # the last byte of a chunk has been fed
-            chunk = bytes(text[-n:])
-            say(f"chunk {len(text) // n - 1} is full: {one_line(chunk)}")
-            screens.show(chunk)
-            say(f"its sketch takes its place: {entries} entries become {session.cache_entries}\n")
-        if len(text) == len(prompt) + count:
-            break
-        entries = session.cache_entries
-        text += bytes(new.tolist())
-    say(f"the open chunk: {one_line(bytes(text[len(text) // n * n :])) or '(empty)'}")
-    say(f"the cache holds {session.cache_entries} entries; as text {session.count + 1}")
 
 
 def tell(model: Vist2, context: bytes, seed: int, screens: Screens) -> None:
@@ -264,27 +237,19 @@ def main(argv: list[str] | None = None) -> None:
     add("--context", metavar="FILE", help="facts of your own, key=value lines")
     add("--checkpoint", help="default as in generate.py")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (%(default)s)")
-    add("--write", metavar="PROMPT", help="write on from here, in place of questions")
-    add("--bytes", type=int, default=192, help="to --write (%(default)s)")
     add("--html", metavar="FILE", help="write the same as a page that needs nothing else")
     args = parser.parse_args(argv)
     with command_line("demo.py", "--context"):
         seed = secrets.randbelow(10**6) if args.seed is None else args.seed
         check_range("--seed", seed, 0, 2**63 - 1)
-        if args.write is not None and args.context:
-            raise UserError("--write and --context do not go together")
         check_writable(args.html)
         model, info = open_sketch_model(args.checkpoint, find_device(args.device))
         pages = [Page("A language model that reads its past from pictures")] if args.html else []
         screens = Screens(model.config, [Terminal(), *pages])
-        if args.write is not None:
-            check_range("--bytes", args.bytes, 1, info["max_window"])
-            tell_writing(model, os.fsencode(args.write), args.bytes, seed, screens)
-        else:
-            text = draw_facts(generator("demo", seed), CHUNKS * model.config.chunk)
-            if args.context is not None:
-                text = read_file(args.context)
-            tell(model, fit_context(text, info, args.context or "the text"), seed, screens)
+        text = draw_facts(generator("demo", seed), CHUNKS * model.config.chunk)
+        if args.context is not None:
+            text = read_file(args.context)
+        tell(model, fit_context(text, info, args.context or "the text"), seed, screens)
         for page in pages:
             write_file(Path(args.html), "\n".join(page.parts).encode())
             print(one_line(args.html))

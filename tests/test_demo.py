@@ -7,11 +7,10 @@ import pytest
 import torch
 from conftest import info, make_model
 
-from common import WEIGHTS, load_checkpoint, save_checkpoint
-from console import one_line
+from common import WEIGHTS, save_checkpoint
 from data import generator
 from experiments import demo
-from generate import as_row, generate
+from generate import as_row
 from render import render
 
 
@@ -105,27 +104,7 @@ def test_only_its_own_sketches_answer_and_a_page_tells_the_same(tmp_path, capsys
     assert sum(right) / len(right) > 0.8
 
 
-def test_what_is_written_turns_into_sketches_chunk_by_chunk(capsys):
-    demo.main(["--seed", "3", "--checkpoint", str(WEIGHTS), "--write", "def ", "--bytes", "150"])
-    said = capsys.readouterr().out
-    model, _ = load_checkpoint(WEIGHTS)
-    text = b"def " + generate(model, b"def ", 150, temperature=0.8, seed=3)
-    for chunk, (before, after) in enumerate(((64, 17), (80, 33))):
-        full = one_line(text[64 * chunk : 64 * chunk + 64])
-        assert f"chunk {chunk} is full: {full}\n" in said
-        assert f"takes its place: {before} entries become {after}\n" in said
-    assert f"the open chunk: {one_line(text[128:])}\n" in said
-    held = 2 * 16 + 1 + len(text) - 128
-    assert said.endswith(f"the cache holds {held} entries; as text {len(text) + 1}\n")
-    demo.main(["--seed", "3", "--checkpoint", str(WEIGHTS), "--write", "def ", "--bytes", "60"])
-    said = capsys.readouterr().out
-    assert "64 entries become 17\n" in said and "the open chunk: (empty)\n" in said
-    assert said.endswith("the cache holds 17 entries; as text 65\n")
-
-
 WRONG = [
-    ("--write x --context none.txt", "--write and --context do not go together"),
-    ("--write x --bytes 0", "--bytes is 0, expected 1 to 2,048"),
     ("--context none.txt", "found no fact in the finished chunks of 100 bytes, expected key=value"),
     ("--context short.txt", "found no fact in the finished chunks of 4 bytes"),
     ("--context gone.txt", "gone.txt is not there"),

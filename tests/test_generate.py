@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import info, make_model, piped
 
 import console
@@ -18,6 +19,7 @@ from cache import Session
 from common import WEIGHTS, load_checkpoint, save_checkpoint
 from console import printable
 from generate import generate, sample, write
+from render import half_blocks, render
 from vist2 import READ, START
 
 n = 16
@@ -226,6 +228,28 @@ def test_stats_count_the_cache(run, capsys, monkeypatch):
     assert piped(monkeypatch, [*arguments, "--max-new-bytes", "0"]) == b""
 
 
+@pytest.mark.parametrize("columns, beside, lines", [(20, 1, 1), (80, 1, 4), (140, 2, 4)])
+def test_watch_shows_each_chunk_turn_into_its_sketch(
+    run, model, capsys, monkeypatch, columns, beside, lines
+):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    command = [*run, "--prompt", "p" * 30, "--max-new-bytes", "38"]
+    text = b"p" * 30 + piped(monkeypatch, command)
+    assert b"p" * 30 + piped(monkeypatch, [*command, "--watch"]) == text  # a pipe gets no picture
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    g.main([*command, "--watch"])
+    said = capsys.readouterr().out
+    for chunk, entries, held in ((2, 9, 32), (3, 13, 48), (4, 9, 32)):  # 4 chunks roll over
+        end = n * chunk
+        newest = torch.tensor(list(text[:end])).view(-1, n)[-beside:]
+        row = torch.cat([*F.pad(render(newest, (16, 4)), (0, 1))], dim=1)[:, :-1]
+        picture = half_blocks(row, columns)
+        assert len(picture.split("\n")) == lines and max(map(len, picture.split("\n"))) <= columns
+        now = f"the cache holds {entries} entries; as full text {held + 1}\n"
+        assert f"\n{picture}\n{n} bytes became 4 visual tokens: {now}" in said
+    assert said.count("visual tokens") == 3 and said.endswith(f"{printable(text[64:])}\n")
+
+
 def test_read_prints_each_chunk_above_what_is_read_from_it(run, model, capsys):
     text = bytes(torch.randint(32, 127, (40 * n,)).tolist()) + b"rest"
     Path("text").write_bytes(text)
@@ -302,6 +326,8 @@ BAD = {
     "--ask - --context -": "both read standard input, expected one of them",
     "--ask who? --context /dev/zero": "/dev/zero is too long",
     "--ask who? --context tiny --stats": "are for continuing a text",
+    "--read tiny --watch": "are for continuing a text",
+    "--history full --watch": "--watch is for --history sketch, this is full",
     "--ask who? --context tiny --max-new-bytes -1": "--max-new-bytes is -1",
     f"--ask who? --context tiny --max-new-bytes {HUGE}": f"--max-new-bytes is {HUGE}",
     "--read tiny --history full": "--history is not for --read",
