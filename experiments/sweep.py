@@ -25,7 +25,7 @@ from experiments.report import make_parser, save_json, show, this_machine
 from vist2 import Config
 
 RATIOS = {1: ("full", 1), 4: ("sketch", 1), 8: ("sketch", 2), 16: ("sketch", 4)}  # history, merge
-COSTS = (0.7, 1.4, 2.8)  # GFLOP to read a prompt
+COSTS = (0.6, 0.85, 1.2)  # GFLOP to read a prompt
 PROMPT = 2048  # bytes
 STEP = 16  # of widths
 SCORES = ("bpb", "position 0", "from 16 on", "reading noise", "reading text")
