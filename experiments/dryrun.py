@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--preset", default="small", choices=PRESETS, help="(%(default)s)")
     add("--history", default="sketch", choices=TRAINED_HISTORIES, help="(%(default)s)")
-    add("--samples", type=int, default=8, help="steps of each stage (%(default)s)")
+    add("--samples", type=int, default=4, help="steps of each stage (%(default)s)")
     add("--data", metavar="PATH", help="file or folder; default: Python's standard library")
     add("--json", metavar="PATH", help="write the tables as JSON")
     args = parser.parse_args(argv)
