@@ -331,7 +331,8 @@ def test_every_command_in_the_docs_is_known_and_writes_into_the_current_folder(m
     commands = []
     for page in (ROOT / "README.md", *ROOT.glob("docs/*.md")):
         commands += re.findall(r"python -m experiments\.(\w+)([^`#\n]*)", page.read_text())
-    known = {"bench", "budget", "compare", "demo", "figures", "kinds", "sessions", "sweep"}
+    known = {"bench", "budget", "compare", "demo", "dryrun", "figures", "kinds"}
+    known |= {"sessions", "sweep"}
     assert {name for name, _ in commands} == known
     core = import_module("generate")
     monkeypatch.setattr(core, "SESSIONS", core.SESSIONS.copy())
