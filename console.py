@@ -153,6 +153,7 @@ def one_line(text: str | bytes) -> str:
 
 
 def speaks_unicode() -> bool:
+    """Whether standard output has characters beyond ASCII."""
     return "utf" in (sys.stdout.encoding or "").lower()
 
 

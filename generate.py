@@ -24,7 +24,7 @@ from common import WEIGHTS, find_device, open_model
 from console import ByteWriter, UserError, check_range, command_line
 from console import one_line, printable, read_file, warn
 from questions import STOP, question_prompt, refuse_roles
-from render import half_blocks, render
+from render import PAGE, half_blocks, render
 from vist2 import BYTES, HISTORIES, READ, Config, Vist2
 
 CHECKPOINT = "runs/sketch/model.pt"  # what train.py writes
@@ -202,13 +202,12 @@ def print_continuation(model: Vist2, prompt: bytes, info: dict, args: argparse.N
     began = time.perf_counter()
     session = SESSIONS[args.history](model, 1, capacity=chunks * model.config.chunk)
     logits = session.prefill(as_row(prompt))
-    times, out, text = [], ByteWriter(), bytearray(prompt)
+    times, out = [], ByteWriter()
     for new in write(session, logits, args.max_new_bytes, args.temperature, args.top_k, args.seed):
-        if args.watch and out.terminal and times and len(text) % model.config.chunk == 0:
-            print_sketches(session, text)
+        if args.watch and out.terminal and times and session.count % model.config.chunk == 0:
+            print_sketches(session)
         times.append(time.perf_counter())
-        text += bytes(new.tolist())
-        out.write(text[-1:])
+        out.write(bytes(new.tolist()))
     out.end()
     if args.stats and times:
         entries, full, size = session.cache_entries, session.count + 1, session.cache_bytes / 1024
@@ -221,10 +220,11 @@ def print_continuation(model: Vist2, prompt: bytes, info: dict, args: argparse.N
         warn(f"first byte after {first:.0f} ms{speed}")
 
 
-def print_sketches(session: Session, text: bytes) -> None:
-    """The newest chunks of a text of whole chunks, as many as stand side by side, and the cache."""
+def print_sketches(session: Session) -> None:
+    """The newest of a session's chunks, all whole, as many as stand side by side, and its cache."""
     config, columns = session.model.config, shutil.get_terminal_size().columns
-    newest = as_row(text).view(-1, config.chunk)[-max(1, columns // 65) :]
+    chunks = session.text[0, : session.count].view(-1, config.chunk)
+    newest = chunks[-max(1, columns // (PAGE + 1)) :]
     row = rearrange(F.pad(render(newest, config.cell), (0, 1)), "N H W -> H (N W)")[:, :-1]
     print(f"\n{half_blocks(row, columns)}")
     print(

@@ -103,14 +103,20 @@ def render(chunks: torch.Tensor, cell: tuple[int, int]) -> torch.Tensor:
     )
 
 
+def half_characters(picture: torch.Tensor, columns: int) -> torch.Tensor:
+    """A picture (H, W) in dots (2, lines, at most `columns`), the upper and the lower half of each
+    character of a terminal: a dot is the mean of two pixels, or of more where it is too narrow."""
+    (height, width), size = picture.shape, 1
+    while width > size * columns:
+        size *= 2
+    picture = F.pad(picture, (0, -width % size, 0, -height % (4 * size)))
+    return reduce(picture, "(H two h) (W w) -> two H W", "mean", two=2, h=2 * size, w=size)
+
+
 def half_blocks(sketch: torch.Tensor, columns: int) -> str:
-    """A sketch (H, W) for a terminal: a character is two dots, one above the other, each the mean
-    of two pixels, or of more where the columns are too few."""
+    """A sketch (H, W) for a terminal, in characters alone."""
     blocks = " ▀▄█" if speaks_unicode() else " '.:"
-    size = -(-sketch.shape[1] // columns)
-    sketch = F.pad(sketch, (0, -sketch.shape[1] % size, 0, -sketch.shape[0] % (4 * size)))
-    dots = reduce(sketch, "(H two h) (W w) -> two H W", "mean", two=2, h=2 * size, w=size)
-    upper, lower = dots > 0.5
+    upper, lower = half_characters(sketch, columns) > 0.5
     kinds = (upper + 2 * lower).tolist()
     return "\n".join("".join(blocks[kind] for kind in row).rstrip() for row in kinds)
 

@@ -20,7 +20,6 @@ import sys
 from pathlib import Path
 
 import torch
-from einops import reduce
 from torch import Generator
 
 from cache import Session
@@ -33,7 +32,7 @@ from experiments.report import make_parser, written
 from experiments.trace import SKETCH, moments, open_sketch_model, share_of_pixels, tinted
 from generate import answer, as_row, fit_context
 from questions import STOP, Example, Style, one_of, question_prompt, write_facts
-from render import enlarge, half_blocks, render
+from render import enlarge, half_blocks, half_characters, render
 from vist2 import Config, Vist2
 
 CHUNKS = 4  # of facts, where nobody gives a context
@@ -86,19 +85,13 @@ class Terminal:
         print(text, flush=True)
 
     def sketch(self, ink: torch.Tensor, share: torch.Tensor) -> None:
-        """A sketch (H, W), with a share (H, W), 0 to 1, of colour in its paper: two pixels a
-        character, of which each is the mean of two or more, one above the other."""
+        """A sketch (H, W), with a share (H, W), 0 to 1, of colour in its paper."""
         if self.colours == "none":
             return self.words(half_blocks(ink, self.columns))
-        narrower = 1
-        while ink.shape[1] // narrower > self.columns:
-            narrower *= 2
-        size = dict(h=2 * narrower, w=narrower)
-        ink, share = (reduce(x, "(H h) (W w) -> H W", "mean", **size) for x in (ink, share))
-        paper = 1 - share[..., None] * (1 - torch.tensor(SKETCH))
-        pixels = paper * (1 - ink[..., None])
-        for row in range(0, len(ink), 2):
-            pairs = zip(self.codes(pixels[row], 3), self.codes(pixels[row + 1], 4))
+        ink, share = (half_characters(x, self.columns)[..., None] for x in (ink, share))
+        paper = 1 - share * (1 - torch.tensor(SKETCH))
+        for upper, lower in zip(*(paper * (1 - ink))):
+            pairs = zip(self.codes(upper, 3), self.codes(lower, 4))
             painted = "".join(f"\033[{upper};{lower}m▀" for upper, lower in pairs)
             print(f"{painted}\033[0m", flush=True)
 

@@ -10,7 +10,7 @@ pass takes on top, what the optimizer takes for its step, what an allocator lose
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, ValuesView
 from unittest import mock
 
 import torch
@@ -32,8 +32,8 @@ same = lambda x: x
 
 
 @contextlib.contextmanager
-def counting_kept(model: Vist2) -> Iterator[set[torch.UntypedStorage]]:
-    """What autograd keeps of all that is computed inside, each storage once, without weights."""
+def counting_kept(model: Vist2) -> Iterator[ValuesView[torch.UntypedStorage]]:
+    """What autograd keeps of all that the model computes inside, each storage once, no weights."""
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
     attention = F.scaled_dot_product_attention
@@ -53,17 +53,22 @@ def counting_kept(model: Vist2) -> Iterator[set[torch.UntypedStorage]]:
 
     with (
         mock.patch.object(F, "scaled_dot_product_attention", attend),
+        mock.patch.object(vist2, "plan_forward", plan_on_cpu),
         mock.patch.object(model.encoder, "attends", [attend] * len(model.encoder.attends)),
         saved_tensors_hooks(keep, same),
     ):
         yield kept.values()
 
 
-def plan_on_meta(*how) -> Plan:
-    """Which tokens see each other is found out on the CPU."""
-    plan = plan_forward(*how[:-1], torch.device("cpu"))
-    blocks = plan.blocks and [tuple(part.to("meta") for part in block) for block in plan.blocks]
-    return Plan(*(part.to("meta") for part in plan[:2]), blocks, plan.outputs.to("meta"))
+def plan_on_cpu(*how) -> Plan:
+    """`plan_forward`, but where tokens see each other is found out on the CPU: meta has no data."""
+    *shape_and_rule, device = how
+    plan = plan_forward(*shape_and_rule, torch.device("cpu"))
+    positions, previous, outputs = (
+        part.to(device) for part in (plan.positions, plan.previous, plan.outputs)
+    )
+    blocks = plan.blocks and [(keys.to(device), mask.to(device)) for keys, mask in plan.blocks]
+    return Plan(positions, previous, blocks, outputs)
 
 
 def count_task(model: Vist2, history: str, task: str, batch: Batch) -> tuple[int, int]:
@@ -83,32 +88,32 @@ def count_task(model: Vist2, history: str, task: str, batch: Batch) -> tuple[int
 def stage_rows(model: Vist2, settings: Settings, corpus: Corpus, samples: int) -> Iterator[dict]:
     stages = scale_stages(CURRICULUM, settings.history, settings.steps)
     for stage in fit_to_corpus(stages, model.config, corpus.train):
-        counted = [
-            [count_task(model, settings.history, task, batch) for task, _, batch in batches]
+        batches = (
+            batch
             for step in range(samples)
-            if (batches := sample_batches(stage, model.config, corpus, settings, step, step))
-        ]
-        work = [sum(flops for flops, _ in step) for step in counted]
+            for batch in sample_batches(stage, model.config, corpus, settings, step, step)
+        )
+        counted = [count_task(model, settings.history, task, batch) for task, _, batch in batches]
+        work, kept = zip(*counted)
         yield {
             "stage": stage.name,
             "steps": stage.steps,
-            "TFLOP a step": sum(work) / len(work) / 1e12,
-            "GiB kept": max(kept for step in counted for _, kept in step) / GIB,
+            "TFLOP a step": sum(work) / samples / 1e12,
+            "GiB kept": max(kept) / GIB,
         }
 
 
 def count_weights(model: Vist2) -> dict:
     """GiB of float32 that a run holds all the time."""
-    matrices, others = (
-        sum(p.nbytes for p in optimizer.param_groups[0]["params"])
+    muon, adamw = (
+        sum(p.numel() for p in optimizer.param_groups[0]["params"])
         for optimizer in make_optimizers(model, 1.0)
     )
-    both = (matrices + others) / GIB
     return {
-        "weights": both / 4 * GIB,
-        "GiB of weights": both,
-        "of gradients": both,
-        "of Muon and AdamW": (matrices + 2 * others) / GIB,
+        "weights": muon + adamw,
+        "GiB of weights": 4 * (muon + adamw) / GIB,
+        "of gradients": 4 * (muon + adamw) / GIB,
+        "of Muon and AdamW": 4 * (muon + 2 * adamw) / GIB,
     }
 
 
@@ -131,8 +136,7 @@ def main(argv: list[str] | None = None) -> None:
             model = Vist2(config)
         tables = {"held": show(f"{args.preset}: what a run holds", [count_weights(model)])}
         title = f"{args.preset}, history {args.history}, {settings.batch_bytes:,} bytes a step"
-        with mock.patch.object(vist2, "plan_forward", plan_on_meta):
-            tables["stages"] = show(title, stage_rows(model, settings, corpus, args.samples))
+        tables["stages"] = show(title, stage_rows(model, settings, corpus, args.samples))
         whole = sum(row["steps"] * row["TFLOP a step"] for row in tables["stages"]) / 1000
         print(f"\n{written(whole)} PFLOP in all")
         if args.json:

@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 from conftest import make_model
 
-import vist2
 from data import generator, language_batch, load_corpus, reading_batch, spelling_batch
 from experiments import dryrun
 from questions import question_batch, recall_example
@@ -30,8 +29,7 @@ def count(task, batch, model):
 
 
 @pytest.fixture
-def on_meta(monkeypatch):
-    monkeypatch.setattr(vist2, "plan_forward", dryrun.plan_on_meta)
+def on_meta():
     return make_model().to("meta")
 
 
