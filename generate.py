@@ -174,7 +174,7 @@ def print_answers(model: Vist2, info: dict, args: argparse.Namespace) -> None:
     for question in sys.stdin.buffer if args.ask == "-" else [os.fsencode(args.ask)]:
         question = question.rstrip(b"\r\n")
         response, ended = answer(model, context, question, args.max_new_bytes, **how)
-        print(printable(response), flush=True)
+        print(one_line(response) if args.ask == "-" else printable(response), flush=True)
         if not ended:
             warn(f"cut at --max-new-bytes {args.max_new_bytes}, the answer had not ended")
 
@@ -224,7 +224,7 @@ def print_sketches(session: Session) -> None:
     """The newest of a session's chunks, all whole, as many as stand side by side, and its cache."""
     config, columns = session.model.config, shutil.get_terminal_size().columns
     chunks = session.text[0, : session.count].view(-1, config.chunk)
-    newest = chunks[-max(1, columns // (PAGE + 1)) :]
+    newest = chunks[-max(1, (columns + 1) // (PAGE + 1)) :]
     row = rearrange(F.pad(render(newest, config.cell), (0, 1)), "N H W -> H (N W)")[:, :-1]
     print(f"\n{half_blocks(row, columns)}")
     print(
@@ -242,7 +242,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--prompt", help="text to continue, may be empty; --prompt=-x where it begins with -")
     add("--prompt-file", metavar="FILE", help="a file to continue, - for standard input")
     add("--read", metavar="FILE", help="print what the model reads from a file's sketches")
-    asks = "answer from --context, seen as sketches; - takes a question a line of the input"
+    asks = "answer from --context, seen as sketches; - takes a question a line, answers likewise"
     add("--ask", metavar="QUESTION", help=asks)
     add = parser.add_argument
     add("--context", metavar="FILE", help="what --ask is about, - for standard input")

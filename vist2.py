@@ -87,10 +87,10 @@ class Config:
             if field.name != "cell" and not known:
                 raise UserError(f"{field.name} is {value!r}, expected a number from 1 to {most:,}")
         patches = patches_per_chunk(self.chunk, self.cell)
-        if self.merge & (self.merge - 1):  # else a token may join a line's end and the next line
-            raise UserError(f"merge is {self.merge}, expected a power of two")
+        if self.merge & (self.merge - 1) or patches % self.merge:  # a token joins parts of one line
+            expected = f"a power of two that divides a chunk's {patches} patches"
+            raise UserError(f"merge is {self.merge}, expected {expected}")
         for name, of, step in (  # a quarter of a head turns, in pairs
-            ("patches of a chunk, with merge,", patches, self.merge),
             ("heads", self.heads, self.kv_heads),
             ("head_width", self.head_width, 8),
             ("encoder_width", self.encoder_width, 8 * self.encoder_heads),

@@ -29,7 +29,7 @@ DISTANCES = (1, 2, 4, 8, 16, 32)  # chunks
 def chunks_held(config: Config, info: dict, entries: int) -> int:
     """Sketches that a budget holds beside an open chunk."""
     held = max(0, entries - config.chunk) // config.sketch_tokens
-    return min(held, info["max_window"] // config.chunk - 1)
+    return min(held, max(1, info["max_window"] // config.chunk) - 1)
 
 
 def bits_at(model: Vist2, info: dict, text: Tensor, entries: int) -> tuple[int, float]:

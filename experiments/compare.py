@@ -320,13 +320,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def check_folder(out: str) -> None:
+    """Raises UserError for a file."""
+    if Path(out).exists() and not Path(out).is_dir():
+        raise UserError(f"--out is {out}, a file, expected a folder")
+
+
 def check(args: argparse.Namespace) -> None:
     """Raises UserError for what makes no sense."""
     check_range("--seeds", args.seeds, 1, JUDGE_SEED)
     check_range("--steps", args.steps, 1, MAX_STEPS)
     check_writable(args.json)
-    if Path(args.out).exists() and not Path(args.out).is_dir():
-        raise UserError(f"--out is {args.out}, a file, expected a folder")
+    check_folder(args.out)
     if args.writing and not any(RIVALS[name].writing for name in args.rivals):
         writers = ", ".join(name for name, rival in RIVALS.items() if rival.writing)
         raise UserError(f"--writing is for {writers}, --rivals has none of them")

@@ -339,8 +339,10 @@ def sweep(args: argparse.Namespace) -> None:
             axis.plot(*zip(*line, strict=True), ".-", label=f"{cost:g} GFLOP a prompt")
         axis.set(xlabel="bytes a memory token")
         axis.set_xscale("log", base=2)
+        ratios = sorted({point[1] for point in points})
+        axis.set_xticks(ratios, [f"{ratio:g}x" for ratio in ratios])
     axes[0].set(title="held-out text", ylabel="bits per byte")
-    axes[1].set(title="recall at eight chunks", ylabel="share of values right")
+    axes[1].set(title="recall at eight chunks", ylabel="share of values right", ylim=(-0.02, 1.02))
     save_figure(figure, args.out)
 
 

@@ -3,7 +3,7 @@
     what is kept of a finished chunk   `compress`: as many vectors, made without pixels
     who sees whom                      `may_attend`: another rule over layouts (mask.py)
 
-All have VIST2's decoder, head and speller. Shapes are those of vist2.py; r = n / m.
+All have VIST2's decoder and head. Shapes are those of vist2.py; r = n / m.
 """
 
 import math
@@ -171,7 +171,7 @@ class Contrast(Vist2):
     def forward(self, text, openings=None, history="sketch", memory=None, prompt_chunks=0, skip=0):
         logits = super().forward(text, openings, history, memory, prompt_chunks, skip)
         N, n = text.shape[1:]
-        if memory is None or history != "sketch" or N < 3:
+        if memory is None or N < 3:
             return logits
         m = memory.shape[2]
         last = make_layout(N, n, m, N - 1, skip, text.device).is_sketch.nonzero()[m - 1 :: m, 0]

@@ -20,7 +20,7 @@ from console import UserError, check_range, check_writable, command_line
 from curriculum import DEFAULTS, MAX_STEPS
 from data import Corpus, load_corpus
 from experiments.bench import count_deep, encoder_flops, make_model
-from experiments.compare import Run, make_run, recall_of, score_or_load
+from experiments.compare import Run, check_folder, make_run, recall_of, score_or_load
 from experiments.report import make_parser, save_json, show, this_machine
 from vist2 import Config
 
@@ -105,6 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     with command_line("sweep.py", "--data"):
         check_range("--steps", args.steps, 1, MAX_STEPS)
         check_writable(args.json)
+        check_folder(args.out)
         how = dict(steps=args.steps, lr=args.lr, device=args.device, out=args.out)
         runs = [(cost, fit_run(ratio, cost, **how)) for cost in COSTS for ratio in RATIOS]
         title = f"The widest decoders that read {PROMPT} bytes at a cost"

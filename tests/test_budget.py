@@ -22,6 +22,7 @@ def test_a_budget_holds_the_open_chunk_and_sketches_of_chunks_as_many_as_trainin
         assert found == held
         for chunks, entries in zip(held, budget.BUDGETS, strict=True):
             assert chunks * config.sketch_tokens + config.chunk <= entries
+    assert budget.chunks_held(Config(), info(max_window=0), 512) == 0  # stopped while it spelled
 
 
 def test_a_context_is_cut_to_what_is_held_when_the_response_ends(model):

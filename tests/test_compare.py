@@ -80,6 +80,17 @@ def test_a_stopped_run_goes_on_to_what_the_core_measures(small_file, tmp_path, m
     assert evaluate.evaluate(model, corpus, "sketch", 8).items() <= score.items()
 
 
+def test_pruned_has_the_weights_of_a_finer_sketch(small_file, tmp_path, monkeypatch):
+    mini = lambda run: Config.preset("mini", chunk=16, cell=run.cell, merge=run.merge)
+    monkeypatch.setattr(train.Settings, "config", property(mini))
+    corpus, how = load_corpus(str(small_file), 64), dict(SMALL, out=str(tmp_path))
+    pruned = compare.train_or_load(make_run("pruned", 4, **how), corpus)
+    monkeypatch.setattr(compare, "train", None)  # a call would fail
+    finer = compare.train_or_load(make_run("sketch", 2, **how), corpus).state_dict()
+    assert all(torch.equal(weight, finer[name]) for name, weight in pruned.state_dict().items())
+    assert pruned.compress(torch.zeros(1, 1, 16, dtype=torch.long)).shape[2] == 4
+
+
 def test_gaps_are_those_of_each_seed_and_blank_where_references_hardly_differ(monkeypatch):
     known = {"none": (2.0, 4.0, 1.51), "full": (1.0, 2.0, 1.50), "conv": (1.25, 3.5, 1.50)}
 

@@ -104,6 +104,22 @@ def test_only_its_own_sketches_answer_and_a_page_tells_the_same(tmp_path, capsys
     assert sum(right) / len(right) > 0.8
 
 
+def test_the_controls_see_no_past_other_facts_and_blank_sketches(monkeypatch):
+    asked, context = [], b"a=1\nkey=22\nlast=7\n".ljust(32, b"\n") + b"open"
+
+    def exact_match(model, examples, history):
+        asked.append((examples[0].context, examples[0].turns[0][1], history))
+        return 0
+
+    monkeypatch.setattr(demo, "exact_match", exact_match)
+    demo.tell(make_model(), context, 0, demo.Screens(make_model().config, []))
+    (text, *_), none, (foreign, *_), blank = asked
+    assert {value for _, value, _ in asked} == {b"1"}
+    assert [history for *_, history in asked] == ["sketch", "none", "sketch", "sketch"]
+    assert text == none[0] == context and blank[0] == b" " * 32 + b"open"
+    assert foreign[32:] == b"open" and b"=" in foreign and b"key=22" not in foreign
+
+
 WRONG = [
     ("--context none.txt", "found no fact in the finished chunks of 100 bytes, expected key=value"),
     ("--context short.txt", "found no fact in the finished chunks of 4 bytes"),

@@ -2,11 +2,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import make_model
 
 from data import generator, language_batch, load_corpus, reading_batch, spelling_batch
 from experiments import dryrun
 from questions import question_batch, recall_example
+from train import Settings
 
 N, n = 4, 16
 
@@ -49,6 +51,29 @@ def test_flops_of_spelling_are_six_a_weight_and_token(batches, on_meta):
     alphabet = 6 * tokens * c.ratio * 256 * c.width  # cosines
     scores = 6 * 2 * c.encoder_layers * 3 * c.sketch_tokens**2 * c.encoder_width
     assert work == products + alphabet + scores
+
+
+def test_attention_keeps_its_inputs_and_its_output_but_no_scores(on_meta):
+    q, k, v = torch.randn(3, 2, 4, 32, 16, device="meta", requires_grad=True).unbind()
+    with dryrun.counting_kept(on_meta) as kept:
+        torch.nn.functional.scaled_dot_product_attention(2 * q, 2 * k, 2 * v)
+    assert sum(storage.nbytes() for storage in kept) == 4 * q.numel() * 4
+
+
+def test_a_stage_takes_the_mean_of_its_steps_and_the_most_that_a_task_keeps(
+    small_file, on_meta, monkeypatch
+):
+    def sampled(stage, config, corpus, settings, step, language_step):
+        yield from (("one", 1, step + 1), ("other", 1, step + 1))
+
+    def counted(model, history, task, size):
+        return size * 10**12, size * dryrun.GIB * (2 if task == "one" else 1)
+
+    monkeypatch.setattr(dryrun, "sample_batches", sampled)
+    monkeypatch.setattr(dryrun, "count_task", counted)
+    corpus = load_corpus(str(small_file), N * n)
+    for row in dryrun.stage_rows(on_meta, Settings(device="cpu").resolve(), corpus, 2):
+        assert (row["TFLOP a step"], row["GiB kept"]) == (3, 4)
 
 
 def test_what_is_kept_grows_with_the_bytes_alone(small_file, on_meta):

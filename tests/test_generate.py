@@ -228,7 +228,7 @@ def test_stats_count_the_cache(run, capsys, monkeypatch):
     assert piped(monkeypatch, [*arguments, "--max-new-bytes", "0"]) == b""
 
 
-@pytest.mark.parametrize("columns, beside, lines", [(20, 1, 1), (80, 1, 4), (140, 2, 4)])
+@pytest.mark.parametrize("columns, beside, lines", [(20, 1, 1), (128, 1, 4), (129, 2, 4)])
 def test_watch_shows_each_chunk_turn_into_its_sketch(
     run, model, capsys, monkeypatch, columns, beside, lines
 ):
@@ -248,6 +248,8 @@ def test_watch_shows_each_chunk_turn_into_its_sketch(
         now = f"the cache holds {entries} entries; as full text {held + 1}\n"
         assert f"\n{picture}\n{n} bytes became 4 visual tokens: {now}" in said
     assert said.count("visual tokens") == 3 and said.endswith(f"{printable(text[64:])}\n")
+    g.main([*run, "--watch", "--prompt", "p" * 32, "--max-new-bytes", "17"])
+    assert capsys.readouterr().out.count("visual tokens") == 1  # none of the prompt alone
 
 
 def test_read_prints_each_chunk_above_what_is_read_from_it(run, model, capsys):
@@ -304,6 +306,9 @@ def test_questions_come_a_line_each_from_standard_input(run, model, monkeypatch)
     said = piped(monkeypatch, [*run, "--ask", "-", "--context", "context", "--max-new-bytes", "9"])
     answers = [g.answer(model, CONTEXT, q, 9)[0] for q in (b"what?", b"", b"who?", b"last")]
     assert said.decode() == "".join(printable(a) + "\n" for a in answers)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"what?")))
+    monkeypatch.setattr(g, "answer", lambda *_, **how: (b"two\nlines", True))
+    assert piped(monkeypatch, [*run, "--ask", "-", "--context", "context"]) == b"two^Jlines\n"
 
 
 def test_a_role_is_named_by_its_offset_in_the_file(run):

@@ -57,6 +57,42 @@ def test_the_tables_of_kinds_are_what_their_json_has():
                 assert same, (head, cells)
 
 
+def agrees(cell: str, value: float | str) -> bool:
+    """Whether a cell is a value, rounded to the digits that it has; blank is blank."""
+    if not cell or value == "":
+        return cell == value
+    number = cell.rstrip(" %").replace(",", "")
+    return abs(float(number) - value) <= 0.5001 / 10 ** len(number.partition(".")[2])
+
+
+def test_the_tables_of_short_runs_are_what_their_json_has():
+    page = (ROOT / "docs/rivals.md").read_text()
+    short, sweep = (
+        json.loads((ROOT / f"docs/{name}.json").read_text()) for name in ("rivals-short", "sweep")
+    )
+    runs = {run["rival"]: run | {"first chunk": run["by chunk"][0]} for run in short["runs"]}
+    recall = {row.pop("rival"): list(row.values()) for row in short["recall"]}
+    fields = ("bpb", "first chunk", "position 0", "from 16 on", "gap all %", "gap 0 %", "gap 16+ %")
+    fields += ("reading noise", "reading text")
+    rows = rows_of(page, "1,500 steps")
+    assert {row[0].strip("`") for row in rows} == set(runs)
+    for name, *cells, recalled, stored in rows:
+        run = runs[name := name.strip("`")]
+        gapless = name in ("none", "full")
+        values = ["" if gapless and "gap" in f else run.get(f, "") for f in fields]
+        assert all(map(agrees, [*cells, stored], [*values, run["KiB"]])), name
+        first, rest = recall[name][:1] * ("then" in recalled), recall[name]["then" in recalled :]
+        expected = [*first, *sorted({min(rest), max(rest)})]  # "0.775, then 0 to 0.020"
+        stated = re.findall(r"\d[\d.]*\d|\d", recalled)
+        assert len(stated) == len(expected) and all(map(agrees, stated, expected)), name
+    fields = ("GFLOP at most", "ratio", "width", "layers", "mlp", "MFLOP a byte written", "bpb")
+    fields += ("position 0", "from 16 on", "reading text", "recall 8")
+    rows = rows_of(page, "GFLOP to read")
+    for cells, row in zip(rows, sweep["rows"], strict=True):
+        cells[1] = cells[1].rstrip("x")
+        assert all(map(agrees, cells, (row[field] for field in fields))), cells
+
+
 def test_what_the_readme_shows_in_python_answers(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     [code] = re.findall(r"```python\n(from common.*?)```", README, re.S)

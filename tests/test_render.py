@@ -8,7 +8,8 @@ from PIL import Image
 
 import render
 from console import UserError
-from render import CELLS, PATCH, check_cell, fills_page, glyphs, patches_per_chunk
+from render import CELLS, PATCH, check_cell, fills_page, glyphs, half_characters
+from render import patches_per_chunk
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -150,3 +151,10 @@ def test_a_cell_that_is_not_known_is_refused_with_those_that_are(capsys):
     for cell in ((9, 9), (4, 16), [16, 4]):
         with pytest.raises(UserError, match="is unknown, expected one of 16x8, 16x4, 8x4, 4x4"):
             check_cell(cell)
+
+
+def test_a_picture_too_wide_for_a_terminal_is_shrunk_whole():
+    picture = torch.ones(9, 5)
+    dots = half_characters(picture, 3)  # four pixels by two each, nothing where the picture ends
+    full, little, none = [1, 1, 0.5], [0.25, 0.25, 0.125], [0, 0, 0]
+    assert dots.tolist() == [[full, little], [full, none]]

@@ -162,6 +162,15 @@ def test_a_few_steps_lower_the_loss(name):
     assert losses[-1] < 0.8 * losses[0]
 
 
+def test_patches_are_told_apart_by_their_place_and_train_the_embedding_that_text_has():
+    model, text = make_rival("patches"), random_text()
+    tokens = model.compress(text)
+    swapped = model.compress(text.view(1, N, m, 4)[:, :, [1, 0, 2, 3]].flatten(2))
+    assert not torch.allclose(swapped[:, :, [1, 0, 2, 3]], tokens, atol=1e-3)
+    tokens.sum().backward()
+    assert model.embedding.weight.grad.any()
+
+
 def test_pooled_tokens_are_means_of_a_finer_sketchs():
     model, text = make_rival("poolsketch"), random_text()
     fine = make_model(cell=(16, 8))

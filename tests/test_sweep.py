@@ -9,7 +9,9 @@ import curriculum
 import evaluate
 import train
 from console import UserError
+from data import load_corpus
 from experiments import compare, sweep
+from experiments.bench import count_deep, encoder_flops
 from vist2 import Config
 
 HOW = dict(device="cpu", steps=3, lr=5e-3)
@@ -36,6 +38,9 @@ def test_a_run_is_the_widest_that_fits(ratio):
     assert 0.45e7 < costs[0] <= 0.5e7 < min(costs[1:])
     assert run.config.width == run.width and run.config.mlp == run.mlp >= 4 * run.width
     assert ratio == 1 or run.config.ratio == ratio
+    decoder = count_deep(run.config, run.history, 64, 0)["read"]
+    encoder = encoder_flops(run.config) * 64 // 16 if run.history == "sketch" else 0
+    assert costs[0] == decoder + encoder and (ratio == 1 or encoder > 0)
 
 
 def test_all_that_fits_is_trained_scored_and_written(small_file, tmp_path, monkeypatch, capsys):
@@ -51,15 +56,21 @@ def test_all_that_fits_is_trained_scored_and_written(small_file, tmp_path, monke
     rows = json.loads(Path("sizes.json").read_text())["rows"]
     assert [row["width"] for row in rows] == [row["width"] for row in sizes]
     assert all(row.keys() == rows[0].keys() for row in rows) and rows[1]["recall 4"] >= 0
+    fitted = [sweep.fit_run(r, 0.005, **HOW, out="runs/sweep") for r in sweep.RATIOS]
     said = capsys.readouterr().out
     assert f"| {' | '.join(rows[0])} |" in said
     monkeypatch.setattr(compare, "train", None)  # a call would fail: all is kept
     sweep.main(options)
+    corpus = load_corpus(str(small_file), 64)
+    scores = [compare.score_or_load(run, corpus, None)["bpb"] for run in fitted]
+    assert [row["bpb"] for row in rows] == scores and len(set(scores)) == 3
     assert make_model(merge=4).config.ratio == rows[-1]["ratio"]
 
 
 def test_bad_steps_get_one_clear_line():
     with pytest.raises(SystemExit, match="sweep.py: --steps is 0"):
         sweep.main(["--steps", "0"])
+    with pytest.raises(SystemExit, match="--out is .*, a file, expected a folder"):
+        sweep.main(["--out", __file__])
     with pytest.raises(UserError, match="no decoder reads 64 bytes at 16x for 1e-06 GFLOP"):
         sweep.fit_run(16, 1e-6, **HOW)

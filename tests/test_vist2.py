@@ -411,7 +411,7 @@ def test_sizes_follow_from_the_cell():
     "changes, said",
     [
         (dict(merge=3), "merge is 3, expected a power of two"),
-        (dict(merge=32), "is 16, expected a multiple of 32"),
+        (dict(merge=32), "a power of two that divides a chunk's 16 patches"),
         (dict(merge=0), "merge is 0, expected a number from 1"),
         (dict(chunk=63), "chunk 63 does not divide"),
         (dict(chunk=24), "chunk 24 does not divide"),  # six patches
