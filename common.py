@@ -16,6 +16,7 @@ FORMAT = "vist2 checkpoint 6"
 # a time, and of what it was asked about.
 INFO = {"step": int, "steps": int, "history": str, "max_window": int, "max_context": int}
 WEIGHTS = Path(__file__).parent / "weights/tiny.pt"  # come with the code
+MODELS: dict[str, type[Vist2]] = {}  # by the rival that a run names; experiments add theirs
 
 
 def find_device(name: str) -> torch.device:
@@ -106,9 +107,10 @@ def read_checkpoint(path: str | Path, device="cpu") -> dict:
     return content
 
 
-def restore(content: dict, path: str | Path, kind: type[Vist2] = Vist2) -> Vist2:
+def restore(content: dict, path: str | Path) -> Vist2:
     """The model in a checkpoint's content. Raises UserError if it does not fit this code."""
     try:
+        kind = MODELS.get(content.get("settings", {}).get("rival"), Vist2)
         with torch.device("meta"):  # sizes are compared before any memory is taken
             model = kind(Config(**content["config"]))
         model.load_state_dict(content["model"], assign=True)

@@ -116,19 +116,19 @@ def answer(model: Vist2, context: bytes, question: bytes, max_new_bytes: int, **
     return response[:max_new_bytes], len(response) <= max_new_bytes
 
 
-def read_groups(model: Vist2, text: bytes) -> Iterator[bytes]:
+def read_groups(model: Vist2, text: bytes, session=Session) -> Iterator[bytes]:
     """What the model reads from each whole chunk's sketch, free-running, its own output fed back;
     GROUP chunks at a time."""
     n = model.config.chunk
     for chunks in as_row(text[: len(text) // n * n]).view(-1, n).split(GROUP):
-        session = Session(model, len(chunks), capacity=2 * n)
-        logits = session.prefill(chunks, READ)
-        yield bytes(torch.stack(list(write(session, logits, n)), dim=1).flatten().tolist())
+        reader = session(model, len(chunks), capacity=2 * n)
+        logits = reader.prefill(chunks, READ)
+        yield bytes(torch.stack(list(write(reader, logits, n)), dim=1).flatten().tolist())
 
 
-def read_back(model: Vist2, text: bytes) -> bytes:
+def read_back(model: Vist2, text: bytes, session=Session) -> bytes:
     """All of `read_groups`; a rest that is no whole chunk is left out."""
-    return b"".join(read_groups(model, text)) if text else b""
+    return b"".join(read_groups(model, text, session)) if text else b""
 
 
 # -------------------------------------------------------------------------------- command line

@@ -19,6 +19,7 @@ from common import find_device, load_checkpoint
 from console import UserError, check_range, check_writable, command_line
 from data import Corpus, load_corpus
 from experiments.report import make_parser, save_json, show, this_machine
+from experiments.rivals import PromptOnly, SlowFast
 from questions import Example
 from vist2 import Config, Vist2
 
@@ -68,7 +69,8 @@ def budget_rows(
         for model, info in models:
             ratio = "" if info["history"] == "full" else f"{model.config.ratio}x"
             seen, bits = bits_at(model, info, text, entries)
-            row = {"entries": entries, "history": info["history"], "ratio": ratio}
+            memory = info["history"] if type(model) is Vist2 else type(model).__name__.lower()
+            row = {"entries": entries, "memory": memory, "ratio": ratio}
             row |= {"bytes seen, at most": seen, "bits per byte": bits}
             for d, examples in tqdm(asked.items(), "asking", leave=False):
                 shown = [cut(example, model, info, entries) for example in examples]
@@ -94,8 +96,10 @@ def main(argv: list[str] | None = None) -> None:
         models = [load_checkpoint(path, device) for path in args.checkpoints]
         config = models[0][0].config
         for path, (model, info) in zip(args.checkpoints, models, strict=True):
-            if info["history"] == "none":
-                raise UserError(f"{path} keeps no past, expected history full or sketch")
+            if info["history"] not in ("full", "sketch"):
+                raise UserError(f"{path} has history {info['history']}, expected full or sketch")
+            if isinstance(model, SlowFast | PromptOnly):
+                raise UserError(f"{path} keeps text beside its sketches, expected one or the other")
             n = model.config.chunk
             if n != config.chunk:
                 raise UserError(f"{path} has chunks of {n} bytes, expected {config.chunk}")

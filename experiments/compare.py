@@ -108,7 +108,7 @@ def train_or_load(run: Run, corpus: Corpus) -> Vist2:
     if content:
         check_equal(path, content.get("settings", {}), run.record(corpus, stages))
     torch.manual_seed(run.seed)
-    model = restore(content, path, kind) if content else kind(run.config)
+    model = restore(content, path) if content else kind(run.config)
     model = model.to(find_device(run.device))
     if not content or content["info"]["step"] < content["info"]["steps"]:
         try:
@@ -155,8 +155,9 @@ def controls(model: Vist2, corpus: Corpus, windows: int | None) -> Iterator[dict
 
 def recall_of(run: Run, corpus: Corpus) -> dict[str, float]:
     """Share of values given exactly, by distance in chunks."""
-    model, count = train_or_load(run, corpus), evaluate.QUESTIONS
-    return evaluate.recall_by_distance(model, corpus, run.history, run.config.chunks, count)
+    farthest, count = 4 * run.config.chunks, evaluate.QUESTIONS  # as far as training sees
+    model = train_or_load(run, corpus)
+    return evaluate.recall_by_distance(model, corpus, run.history, farthest, count)
 
 
 def costs(name: str, config: Config) -> dict:

@@ -17,10 +17,13 @@ import torch
 from torch import Generator, Tensor
 
 import evaluate
+from cache import Session
 from common import find_device, open_model
 from console import check_range, check_writable, command_line
 from data import Corpus, Text, generator
 from experiments.report import load_test_corpus, make_parser, save_json, show, this_machine
+from experiments.rivals import Leak
+from experiments.sessions import GistSession
 from generate import CHECKPOINT, read_back
 from questions import (
     CAPITALS,
@@ -157,9 +160,10 @@ def sample_pages(corpus: Corpus, rows: int, n: int) -> Iterator[tuple[str, Tenso
 def reading_rows(model: Vist2, corpus: Corpus, history: str, count: int) -> Iterator[dict]:
     if history != "sketch":  # nothing to read
         return
+    session = GistSession if isinstance(model, Leak) else Session
     for name, page in sample_pages(corpus, count, model.config.chunk):
-        read = torch.tensor(list(read_back(model, bytes(page.flatten().tolist())))).view_as(page)
-        right = read == page
+        read = read_back(model, bytes(page.flatten().tolist()), session)
+        right = torch.tensor(list(read)).view_as(page) == page
         whole = right.all(dim=1).float().mean().item()
         yield {"page": name, "bytes right": right.float().mean().item(), "without a fault": whole}
 

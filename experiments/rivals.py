@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 
 from cache import Session
+from common import MODELS
 from experiments.sessions import GistSession, SlowFastSession
 from mask import Layout, make_layout, may_attend
 from vist2 import READ, START, Aligner, Config, Encoder, Transformer, Vist2, norm
@@ -335,3 +336,4 @@ RIVALS = {
     "leak": Rival(Leak, writing=GistSession),
     "frozen": Rival(Frozen),
 }
+MODELS |= {name: rival.model for name, rival in RIVALS.items()}

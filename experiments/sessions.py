@@ -73,7 +73,15 @@ class SlowFastSession(ChunkwiseSession):
 
 class GistSession(ChunkwiseSession):
     """The tokens kept of a chunk read its text in the decoder; then they take the text's place.
-    They are all that is left of it: floor(t/n) m + 1 + t mod n entries after t bytes."""
+    They are all that is left of it: floor(t/n) m + 1 + t mod n entries after t bytes.
+    An opening that `prefill` is given opens the chunk after a prompt of whole chunks."""
+
+    def _refill(self, text: Tensor, sketched: int, opening: int) -> Tensor:
+        logits = super()._refill(text, sketched, START)
+        if opening == START:
+            return logits
+        self.cache.length = self.mark  # the START that was fed goes
+        return self._open(torch.full_like(self.opening, opening))
 
     def _finish_chunk(self) -> Tensor:
         m, held = self.model.config.sketch_tokens, self.cache.buffer

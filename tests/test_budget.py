@@ -57,6 +57,7 @@ def arguments(tmp_path, small_file, monkeypatch) -> list[str]:
     monkeypatch.chdir(tmp_path)
     for name in ("full", "sketch", "none"):
         save_checkpoint(name, make_model(), info(history=name))
+    save_checkpoint("slow", make_model(), info(), settings={"rival": "slowfast"})
     save_checkpoint("long", make_model(chunk=32), info())
     return ["--questions", "2", "full", "sketch"]
 
@@ -66,7 +67,7 @@ def test_contexts_and_pasts_are_cut_to_what_fits(arguments, monkeypatch, capsys)
     monkeypatch.setattr(evaluate, "exact_match", lambda _, some, history: asked.append(some) or 0.5)
     budget.main(["--windows", "3", "--json", "out.json", *arguments])
     rows, said = json.loads(Path("out.json").read_text())["rows"], capsys.readouterr().out
-    assert [(row["entries"], row["history"]) for row in rows] == [
+    assert [(row["entries"], row["memory"]) for row in rows] == [
         (entries, history) for entries in (16, 32) for history in ("full", "sketch")
     ]
     assert [row["bytes seen, at most"] for row in rows] == [16, 16, 32, 4 * 16]
@@ -78,7 +79,8 @@ def test_contexts_and_pasts_are_cut_to_what_fits(arguments, monkeypatch, capsys)
 @pytest.mark.parametrize(
     "more, said",
     [
-        (["none"], "none keeps no past, expected history full or sketch"),
+        (["none"], "none has history none, expected full or sketch"),
+        (["slow"], "slow keeps text beside its sketches"),
         (["long"], "long has chunks of 32 bytes, expected 16"),
         (["gone"], "gone is not there"),
         (["--windows", "0"], "--windows is 0"),

@@ -3,7 +3,7 @@ import torch
 from conftest import info, make_model, piped
 
 import generate
-from common import save_checkpoint
+from common import load_checkpoint, save_checkpoint
 from experiments import sessions
 from experiments.compare import CELLS, costs
 from experiments.rivals import RIVALS, Leak, see_newest_chunk
@@ -247,6 +247,26 @@ def test_a_rolling_cache_equals_the_uncached_forward(name):
         after = session.step(text[:, -1])  # the capacity: the oldest half goes
         torch.testing.assert_close(after, fresh.prefill(text[:, N * n // 2 :]), **CLOSE)
         torch.testing.assert_close(session.step(text[:, 0]), fresh.step(text[:, 0]), **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["gist", "leak"])
+def test_a_rolling_cache_reads_as_the_uncached_forward_does(name):
+    model, text = make_rival(name), random_text(2)[:, :2]
+    exact = model(text, torch.tensor([[START, READ]]).expand(2, -1))[:, 1]
+    session = sessions.GistSession(model, 2, capacity=2 * n)
+    logits = [session.prefill(text[:, 0], READ)]
+    logits += [session.step(new) for new in text[:, 1, :-1].T]
+    torch.testing.assert_close(torch.stack(logits, 1), exact, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["patches", "gist", "recent"])
+def test_a_checkpoint_of_a_rival_opens_as_that_rival(name, tmp_path):
+    model = make_rival(name)
+    save_checkpoint(tmp_path / "model.pt", model, info(), settings={"rival": name})
+    again, _ = load_checkpoint(tmp_path / "model.pt")
+    text, history = random_text(), RIVALS[name].history
+    assert type(again) is type(model)
+    assert torch.equal(again(text, history=history), model(text, history=history))
 
 
 def test_slow_and_fast_writes_what_the_uncached_forward_finds_likeliest(
