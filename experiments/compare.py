@@ -14,7 +14,6 @@ import argparse
 import functools
 import hashlib
 import json
-import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -22,11 +21,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 import evaluate
-from cache import Session
 from common import find_device, read_checkpoint, restore
 from console import UserError, check_range, check_writable, command_line, warn
 from curriculum import (
@@ -41,14 +38,14 @@ from curriculum import (
 from data import Corpus, load_corpus
 from experiments.report import flops, save_json, show, this_machine
 from experiments.rivals import REFERENCES, RIVALS, Leak
-from generate import write
+from experiments.writing import LENGTH, writing_rows
 from train import Settings, check_equal, train
-from vist2 import Config, Vist2, byte_losses
+from vist2 import Config, Vist2
 
 CELLS = {2: (16, 8), 4: (16, 4), 8: (8, 4), 16: (4, 4)}  # of each ratio
 QUICK = 40  # steps
 QUICK_WINDOWS = 32  # held out, that are scored then
-JUDGE_SEED = 100
+JUDGE_SEED = 1  # writers are of seed 0
 LEAST_GAP = 0.02  # bits between the references; below it, gap closed is noise and left blank
 VERSION = 8  # raise it when a rival, its training or its score changes: old runs do not count
 
@@ -190,49 +187,6 @@ def costs(name: str, config: Config) -> dict:
     }
 
 
-# ------------------------------------------------------------------------------- long writing
-
-
-def continue_texts(session: Session, prompts: Tensor, length: int) -> Tensor:
-    """(B, T) prompts -> (B, T + length), drawn at temperature 0.8."""
-    new = list(write(session, session.prefill(prompts), length, temperature=0.8))
-    return torch.cat([prompts, torch.stack(new, dim=1).cpu()], dim=1)
-
-
-@torch.inference_mode()
-def judge_texts(judge: Vist2, text: Tensor, half: int) -> dict[str, float]:
-    """Bits per byte of texts (B, k half) after their first `half` bytes, under a model that sees
-    `half` or more bytes before each: of the first and last stretch of `half` bytes and of all;
-    and the share of 16-byte strings that have come before in their stretch."""
-    windows = text.unfold(1, 2 * half, half).flatten(0, 1)  # (B (k - 1), 2 half)
-    chunks = windows.unflatten(1, (-1, judge.config.chunk)).to(judge.device)
-    bits = byte_losses(judge(chunks, history="full"), chunks).flatten(1)[:, half:] / math.log(2)
-    stretches = bits.view(len(text), -1, half).mean(dim=(0, 2))
-    repeated = []
-    for row in text[:, half:].unfold(1, half, half).flatten(0, 1).tolist():
-        strings = [bytes(row[i : i + 16]) for i in range(len(row) - 15)]
-        repeated.append(1 - len(set(strings)) / len(strings))
-    return {
-        "judge bpb, first": stretches[0].item(),
-        "judge bpb, last": stretches[-1].item(),
-        "judge bpb, all": bits.mean().item(),
-        "repeated %": 100 * statistics.mean(repeated),
-    }
-
-
-def writing_rows(runs: list[Run], judge: Run, corpus: Corpus) -> Iterator[dict]:
-    """A row for real text and one for each writer, which lives on the memory of its own output."""
-    reader, config = train_or_load(judge, corpus), judge.config
-    half = config.chunks // 2 * config.chunk
-    windows = corpus.held_out.windows()
-    picked = windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))[:32]]
-    yield {"writer": "held-out text"} | judge_texts(reader, picked, half)
-    for run in runs:
-        session = RIVALS[run.rival].writing(train_or_load(run, corpus), len(picked))
-        text = continue_texts(session, picked[:, :half], 3 * half)
-        yield {"writer": run.rival} | judge_texts(reader, text, half)
-
-
 # ----------------------------------------------------------------------------------- reports
 
 GAPS = {"gap all %": "bpb", "gap 0 %": "position 0", "gap 16+ %": "from 16 on"}
@@ -329,7 +283,7 @@ def check_folder(out: str) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Raises UserError for what makes no sense."""
-    check_range("--seeds", args.seeds, 1, JUDGE_SEED)
+    check_range("--seeds", args.seeds, 1, 100)
     check_range("--steps", args.steps, 1, MAX_STEPS)
     check_writable(args.json)
     check_folder(args.out)
@@ -369,9 +323,10 @@ def run(args: argparse.Namespace) -> None:
         content["controls"] = show(f"What {ratio}x sketches show, and what comes of it", rows)
     if args.writing:
         half, judge = config.chunks // 2, make("full", ratio, seed=JUDGE_SEED)
-        title = f"Long writing at {ratio}x: {3 * half} chunks after {half}, seeing up to "
-        title += f"{2 * half}, at temperature 0.8, read by a `full` of seed {JUDGE_SEED}"
-        writers = [run for run in runs.values() if RIVALS[run.rival].writing]
+        title = f"Long writing at {ratio}x: {LENGTH * half} chunks after {half}, "
+        title += f"at temperature 0.8, read by a `full` of seed {JUDGE_SEED}"
+        writers = ((n, train_or_load(r, corpus)) for n, r in runs.items() if RIVALS[n].writing)
+        judge = train_or_load(judge, corpus)
         content["writing"] = show(title, writing_rows(writers, judge, corpus))
     if args.recall:
         title = f"Recall at {ratio}x: share of values given exactly, by distance in chunks"

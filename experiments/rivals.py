@@ -317,7 +317,7 @@ class Rival:
 
 REFERENCES = ("none", "full")  # they have no memory, and so no ratio
 RIVALS = {
-    "none": Rival(Vist2, "none"),  # the lower reference
+    "none": Rival(Vist2, "none", partial(Session, history="none")),  # the lower reference
     "full": Rival(Vist2, "full", partial(Session, history="full")),  # the upper one: a plain GPT
     "sketch": Rival(Vist2, writing=Session),  # VIST2
     "merge": Rival(Vist2, writing=Session, merge=2),

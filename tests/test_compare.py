@@ -45,15 +45,16 @@ def test_a_comparison_writes_all_it_prints_and_trains_nothing_twice(printed, tmp
     content = json.loads(path.read_text())
     for name in ("runs", "recall"):  # references first, as gaps need them
         assert [row["rival"] for row in content[name]] == ["none", "sketch"]
-    assert [row["writer"] for row in content["writing"]] == ["held-out text", "sketch"]
+    assert [row["writer"] for row in content["writing"]] == ["held-out text", "none", "sketch"]
     assert content["settings"]["rival"] == "sketch" and "TOO FEW" in once and content["quick"]
     bits = [row["bpb"] for row in content["controls"]]
     assert len(set(bits)) == 4 and bits[0] == content["runs"][1]["bpb"]
     for name in ("controls", "writing", "recall"):
         assert f"| {' | '.join(content[name][0])} |" in once
-    judges = list(runs.glob("full-4x-seed100-*"))
+    judges = list(runs.glob("full-4x-seed1-*"))
     assert len(list(runs.iterdir())) == 3 and len(judges) == 1  # of a seed of its own
-    assert content["recall"][1].keys() == {"rival", *(f"recall {i}" for i in (1, 2, 3, 4, 5, 6, 7, 8, 16))}
+    distances = [1, 2, 3, 4, 5, 6, 7, 8, 16]
+    assert content["recall"][1].keys() == {"rival", *(f"recall {i}" for i in distances)}
     monkeypatch.setattr(compare, "train", None)  # a call would fail
     assert printed(*arguments) == once
 
@@ -126,7 +127,7 @@ def test_all_settings_name_a_run_and_gist_reads_while_others_spell(small_file, m
     [
         (["--rivals", "sketch,cnn"], "'cnn' is unknown, expected some of none,full,sketch"),
         (["--steps", "3"], "not allowed with argument --quick"),
-        (["--rivals", "prune", "--writing"], "--writing is for full, sketch"),
+        (["--rivals", "prune", "--writing"], "--writing is for none, full, sketch"),
         (["--rivals", "prune", "--ratios", "2"], "prune at 2x takes a sketch of 1x, there is none"),
     ],
 )
