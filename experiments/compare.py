@@ -135,6 +135,13 @@ def score_or_load(run: Run, corpus: Corpus, windows: int | None) -> dict:
     return json.loads(path.read_text())
 
 
+def held_out_by_step(run: Run, corpus: Corpus) -> list[dict]:
+    """What a run's log has of held-out files, with the step."""
+    log = run.folder(corpus) / "log.jsonl"
+    lines = map(json.loads, log.read_text().splitlines() if log.exists() else [])
+    return [line["held out"] | {"step": line["step"]} for line in lines if "held out" in line]
+
+
 def controls(model: Vist2, corpus: Corpus, windows: int | None) -> Iterator[dict]:
     """What becomes of a trained sketch model when its sketches show something else."""
     text = evaluate.held_out_windows(model, corpus, windows)
@@ -232,7 +239,8 @@ def score_rows(
                 result = known[run.rival, run.seed] = score_or_load(run, corpus, windows)
                 result |= gaps(result, *(known.get((name, run.seed)) for name in REFERENCES))
                 of = {"rival": run.rival, "ratio": run.config.ratio, "seed": run.seed}
-                scores.append(of | {"cell": run.cell} | result | costs(run.rival, run.config))
+                of |= {"cell": run.cell, "by step": held_out_by_step(run, corpus)}
+                scores.append(of | result | costs(run.rival, run.config))
                 bar.update()
             bar.clear()  # a row is printed where it stands
             yield make_row(line[0], scores[-len(line) :])

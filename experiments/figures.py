@@ -322,6 +322,30 @@ def ratios(args: argparse.Namespace) -> None:
     save_figure(figure, args.out)
 
 
+def emergence(args: argparse.Namespace) -> None:
+    """Recall, the mean over one to eight chunks, and reading of each rival while it trains."""
+    content = read_file(args.file)
+    panels = {"recall ": "values recalled", "reading noise": "random bytes read"}
+    curves: dict[str, dict[tuple, list]] = {prefix: {} for prefix in panels}
+    with expect("what compare --json writes", args.file):
+        for run in take(json.loads(content), "runs", list):
+            name = take(run, "rival", str), take(run, "seed", int)
+            for line in take(run, "by step", list):
+                for prefix, found in curves.items():
+                    shares = [take(line, field) for field in line if field.startswith(prefix)]
+                    if shares:
+                        point = take(line, "step", int), statistics.mean(shares)
+                        found.setdefault(name, []).append(point)
+    figure, axes = new_figure(1, 2, (13, 5))
+    colours = colours_of(dict.fromkeys(rival for rival, _ in curves["recall "]))
+    for axis, (prefix, title) in zip(axes, panels.items(), strict=True):
+        for (rival, seed), points in curves[prefix].items():
+            label = f"{rival}, seed {seed}"
+            axis.plot(*zip(*points, strict=True), ".-", color=colours[rival], label=label)
+        axis.set(title=title, xlabel="steps", ylabel="share", ylim=(0, 1.02))
+    save_figure(figure, args.out)
+
+
 def sweep(args: argparse.Namespace) -> None:
     """Loss and recall by ratio; a line for each cost of reading, at which decoders are as wide as
     fits."""
@@ -389,7 +413,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--data", metavar="PATH", help="what they were trained on, as in train.py")
     add = picture(reading, "reading and recall over training")
     add("logs", nargs="+", help="log.jsonl of one run, or of runs in a row")
-    measured = {costs: "bench", rivals: "compare", ratios: "compare", sweep: "sweep"}
+    measured = {costs: "bench", rivals: "compare", ratios: "compare"}
+    measured |= {emergence: "compare", sweep: "sweep"}
     for draw, program in measured.items():
         add = picture(draw, f"what {program} has measured")
         add("file", help=f"what {program} --json has written")

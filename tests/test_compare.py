@@ -40,6 +40,7 @@ def printed(small_file, tmp_path, capsys):
 
 def test_a_comparison_writes_all_it_prints_and_trains_nothing_twice(printed, tmp_path, monkeypatch):
     path, runs = tmp_path / "all.json", tmp_path / "runs"
+    monkeypatch.setattr(train, "SAVE_EVERY", 2)
     arguments = ["--rivals", "sketch,none", "--writing", "--recall"]
     once = printed(*arguments, "--json", str(path))
     content = json.loads(path.read_text())
@@ -51,6 +52,7 @@ def test_a_comparison_writes_all_it_prints_and_trains_nothing_twice(printed, tmp
     assert len(set(bits)) == 4 and bits[0] == content["runs"][1]["bpb"]
     for name in ("controls", "writing", "recall"):
         assert f"| {' | '.join(content[name][0])} |" in once
+    assert [line["step"] for line in content["runs"][1]["by step"]] == [2]
     judges = list(runs.glob("full-4x-seed1-*"))
     assert len(list(runs.iterdir())) == 3 and len(judges) == 1  # of a seed of its own
     distances = [1, 2, 3, 4, 5, 6, 7, 8, 16]

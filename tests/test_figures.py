@@ -273,6 +273,11 @@ def test_all_that_was_measured_is_drawn(drawn):
     bits, read = map(lines_of, drawn("ratios", "scores.json"))
     assert bits == {"none": [[4, 3], [8, 3]], "conv": [[4, 1.5], [8, 2.5]]}
     assert read == {"conv": [[4, 0.5], [8, 0.5]]}
+    lines = [{"step": 5, "reading noise": 0.5}, {"step": 9, "recall 1": 1.0, "recall 8": 0.5}]
+    runs = [{"rival": "gist", "seed": 1, "by step": lines}]
+    Path("steps.json").write_text(json.dumps({"runs": runs}))
+    recall, read = map(lines_of, drawn("emergence", "steps.json"))
+    assert recall == {"gist, seed 1": [[9, 0.75]]} and read == {"gist, seed 1": [[5, 0.5]]}
     sizes = [{"GFLOP at most": 2, "ratio": r, "bpb": 1 / r, "recall 8": r / 8} for r in (1, 4)]
     Path("sweep.json").write_text(json.dumps({"rows": sizes}))
     bits, recall = map(lines_of, drawn("sweep", "sweep.json"))

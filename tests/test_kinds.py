@@ -7,9 +7,12 @@ from conftest import info, make_model
 
 import evaluate
 import questions
+from cache import Session
 from common import WEIGHTS, load_checkpoint, save_checkpoint
 from data import Corpus, Text, generator
 from experiments import kinds
+from experiments.rivals import RIVALS
+from experiments.sessions import GistSession
 
 TEXT = Text([b"".join(b"line %d: the quick brown fox\n" % i for i in range(999))], 512)
 
@@ -75,6 +78,16 @@ def test_all_tables_are_printed_and_written_as_json(tmp_path, small_file, capsys
         assert f"| {' | '.join(content[name][0])} |" in said
     assert [row["chunks of past, up to"] for row in content["language"]] == [3, 15]
     assert "Names in held-out text" in said and "names" in content
+
+
+@pytest.mark.parametrize("rival, session", [("gist", GistSession), ("patches", Session)])
+def test_pages_are_read_from_the_cache_that_holds_a_rivals_memory(rival, session, monkeypatch):
+    read_with = []
+    read = lambda model, page, session: read_with.append(session) or page
+    monkeypatch.setattr(kinds, "read_back", read)
+    model = make_model(RIVALS[rival].model)
+    rows = list(kinds.reading_rows(model, Corpus("", "", TEXT, TEXT), "sketch", 2))
+    assert set(read_with) == {session} and rows[0]["bytes right"] == 1
 
 
 def test_a_name_counts_by_when_it_stood_last_and_only_if_all_of_its_rest_is_likeliest(monkeypatch):
