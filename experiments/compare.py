@@ -121,9 +121,10 @@ def train_or_load(run: Run, corpus: Corpus) -> Vist2:
 
 
 def score_or_load(run: Run, corpus: Corpus, windows: int | None) -> dict:
-    """What a run reaches on held-out windows, all or the first so many, and the machine that
-    measured it; kept beside its checkpoint."""
-    path = run.folder(corpus) / f"score-{windows or 'all'}.json"
+    """What a run reaches on held-out windows, all or the first so many, the machine that measured
+    it, kept beside its checkpoint; and what its log has of held-out files, "by step"."""
+    folder = run.folder(corpus)
+    path, log = folder / f"score-{windows or 'all'}.json", folder / "log.jsonl"
     if not path.exists():
         model = train_or_load(run, corpus)
         text = evaluate.held_out_windows(model, corpus, windows)
@@ -132,14 +133,9 @@ def score_or_load(run: Run, corpus: Corpus, windows: int | None) -> dict:
         result["by position"] = evaluate.bits_by_position(bits).tolist()
         result["by chunk"] = bits.mean(dim=(0, 2)).tolist()
         save_json(path, result | {"machine": this_machine(model.device)})
-    return json.loads(path.read_text())
-
-
-def held_out_by_step(run: Run, corpus: Corpus) -> list[dict]:
-    """What a run's log has of held-out files, with the step."""
-    log = run.folder(corpus) / "log.jsonl"
     lines = map(json.loads, log.read_text().splitlines() if log.exists() else [])
-    return [line["held out"] | {"step": line["step"]} for line in lines if "held out" in line]
+    steps = [line["held out"] | {"step": line["step"]} for line in lines if "held out" in line]
+    return json.loads(path.read_text()) | {"by step": steps}
 
 
 def controls(model: Vist2, corpus: Corpus, windows: int | None) -> Iterator[dict]:
@@ -239,8 +235,7 @@ def score_rows(
                 result = known[run.rival, run.seed] = score_or_load(run, corpus, windows)
                 result |= gaps(result, *(known.get((name, run.seed)) for name in REFERENCES))
                 of = {"rival": run.rival, "ratio": run.config.ratio, "seed": run.seed}
-                of |= {"cell": run.cell, "by step": held_out_by_step(run, corpus)}
-                scores.append(of | result | costs(run.rival, run.config))
+                scores.append(of | {"cell": run.cell} | result | costs(run.rival, run.config))
                 bar.update()
             bar.clear()  # a row is printed where it stands
             yield make_row(line[0], scores[-len(line) :])

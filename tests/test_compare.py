@@ -21,7 +21,7 @@ def miniature(monkeypatch):
     config = Config.preset("mini", chunk=16)
     monkeypatch.setattr(train.Settings, "config", property(lambda run: config))
     monkeypatch.setitem(curriculum.DEFAULTS, "tiny", curriculum.DEFAULTS["mini"])
-    monkeypatch.setattr(evaluate, "QUESTIONS", 4)
+    monkeypatch.setattr(evaluate, "QUESTIONS", 8)
     monkeypatch.setattr(compare, "QUICK", 3)
 
 
@@ -52,7 +52,7 @@ def test_a_comparison_writes_all_it_prints_and_trains_nothing_twice(printed, tmp
     assert len(set(bits)) == 4 and bits[0] == content["runs"][1]["bpb"]
     for name in ("controls", "writing", "recall"):
         assert f"| {' | '.join(content[name][0])} |" in once
-    assert [line["step"] for line in content["runs"][1]["by step"]] == [2]
+    assert [line["step"] for line in content["runs"][1]["by step"]] == [2, 4]
     judges = list(runs.glob("full-4x-seed1-*"))
     assert len(list(runs.iterdir())) == 3 and len(judges) == 1  # of a seed of its own
     distances = [1, 2, 3, 4, 5, 6, 7, 8, 16]
