@@ -176,7 +176,7 @@ def moment_picture(
         y, share = top + (number + 1) * LINE, moment.probabilities[byte].item()
         page.paste(bytes_picture(bytes([byte]), torch.zeros(1)), (4, y))
         draw.rectangle((24, y + 4, 24 + 300 * share, y + 19), fill="gray")
-        say(30 + 300 * share, y + 3, f"{share:.1%}")
+        say(30 + 300 * share, y + 3, f"{share:.1%}" + " space" * (byte == ord(" ")))
     return page
 
 
@@ -193,7 +193,8 @@ def open_sketch_model(given: str | None, device="cpu") -> tuple[Vist2, dict]:
 
 
 def draw_moments(seen: list[Moment], config: Config, out: str) -> None:
-    """The last of some moments, or, as .gif, all of them on one scale."""
+    """The last of some moments, or, as .gif, all of them on one scale, with a rest after the last
+    of each caption."""
     slots = max(1, *(len(moment.finished) for moment in seen))
     moving = out.lower().endswith(".gif")
     most = most_seen(seen, config.sketch_tokens)
@@ -202,7 +203,9 @@ def draw_moments(seen: list[Moment], config: Config, out: str) -> None:
     film = Image.fromarray(np.concatenate([np.array(page) for page in pages]))
     colours = film.quantize(128)  # the same for all, so that a frame stores only what changes
     first, *rest = (page.quantize(palette=colours, dither=Image.Dither.NONE) for page in pages)
-    more = dict(save_all=True, append_images=rest, duration=600, loop=0) if moving else {}
+    captions = [*(moment.caption for moment in seen), None]
+    times = [600 if one == other else 2400 for one, other in itertools.pairwise(captions)]
+    more = dict(save_all=True, append_images=rest, duration=times, loop=0) if moving else {}
     first.save(out, **more)
 
 
@@ -247,7 +250,7 @@ def name(args: argparse.Namespace) -> None:
         written = text[start:given] + bytes(moment.likeliest for moment in found[:-1])
         whole = text[start:end].decode()
         print(f"{whole}, {back} chunks before: written {one_line(written)}")
-        caption = f"The text: {whole}, last seen {back} chunks before"
+        caption = f"The text: {whole}, last seen {back} chunks before. Written: {one_line(written)}"
         seen += [replace(moment, caption=caption) for moment in found]
     if not seen:
         raise UserError(f"no new name stood four chunks before in held-out files of {corpus.name}")

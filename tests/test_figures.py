@@ -157,6 +157,8 @@ def test_a_trace_is_drawn_and_a_gif_has_a_frame_for_each_byte(model, tmp_path, m
         figures.main([*common, *more])
     still, moving = Image.open("trace.png").convert("L"), Image.open("trace.gif")
     assert moving.n_frames == 6 and moving.size == still.size
+    times = [frame.info["duration"] for frame in ImageSequence.Iterator(moving)]
+    assert times == 5 * [600] + [2400]
     frames = [np.array(frame.convert("L"), float) for frame in ImageSequence.Iterator(moving)]
     assert np.argmin([abs(frame - np.array(still)).mean() for frame in frames]) == 5
     written = generate(model, TEXT, 6).removesuffix(bytes([STOP]))
