@@ -19,11 +19,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
 from tqdm import tqdm
 
 import evaluate
+import vist2
 from common import find_device, read_checkpoint, restore
 from console import UserError, check_range, check_writable, command_line, warn
 from curriculum import (
@@ -39,6 +41,7 @@ from data import Corpus, load_corpus
 from experiments.report import flops, save_json, show, this_machine
 from experiments.rivals import REFERENCES, RIVALS, Leak
 from experiments.writing import LENGTH, writing_rows
+from render import render
 from train import Settings, check_equal, train
 from vist2 import Config, Vist2
 
@@ -141,15 +144,22 @@ def score_or_load(run: Run, corpus: Corpus, windows: int | None) -> dict:
 def controls(model: Vist2, corpus: Corpus, windows: int | None) -> Iterator[dict]:
     """What becomes of a trained sketch model when its sketches show something else."""
     text = evaluate.held_out_windows(model, corpus, windows)
-    rng = torch.Generator().manual_seed(0)
-    shown = {
-        "as it is": text,
-        "blank sketches": torch.full_like(text, ord(" ")),
-        "another text's sketches": text.roll(len(text) // 2, 0),
-        "permuted glyphs": torch.randperm(256, generator=rng)[text],
+    rng, same = torch.Generator().manual_seed(0), lambda ink: ink
+    noise = lambda ink: 0.3 * torch.randn(ink.shape, generator=rng).to(ink)
+    order = torch.randperm(text.shape[1] - 1, generator=rng)  # the last sketch is seen by none
+    shown = {  # the bytes that are drawn, and what becomes of the drawing
+        "as it is": (text, same),
+        "blank sketches": (torch.full_like(text, ord(" ")), same),
+        "another text's sketches": (text.roll(len(text) // 2, 0), same),
+        "sketches in another order": (torch.cat([text[:, order], text[:, -1:]], 1), same),
+        "permuted glyphs": (torch.randperm(256, generator=rng)[text], same),
+        "pixels shifted by one": (text, lambda ink: ink.roll(1, -1)),
+        "pixels with noise of 0.3": (text, lambda ink: ink + noise(ink)),
     }
-    for name, other in shown.items():
-        bits = evaluate.bits_of(model, text, "sketch", other)
+    for name, (other, change) in shown.items():
+        drawn = lambda chunks, cell, change=change: change(render(chunks, cell))
+        with mock.patch.object(vist2, "render", drawn):
+            bits = evaluate.bits_of(model, text, "sketch", other)
         yield {"control of sketch": name} | evaluate.summarize(bits)
 
 

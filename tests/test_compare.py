@@ -49,7 +49,7 @@ def test_a_comparison_writes_all_it_prints_and_trains_nothing_twice(printed, tmp
     assert [row["writer"] for row in content["writing"]] == ["held-out text", "none", "sketch"]
     assert content["settings"]["rival"] == "sketch" and "TOO FEW" in once and content["quick"]
     bits = [row["bpb"] for row in content["controls"]]
-    assert len(set(bits)) == 4 and bits[0] == content["runs"][1]["bpb"]
+    assert len(set(bits)) == 7 and bits[0] == content["runs"][1]["bpb"]
     for name in ("controls", "writing", "recall"):
         assert f"| {' | '.join(content[name][0])} |" in once
     assert [line["step"] for line in content["runs"][1]["by step"]] == [2, 4]
