@@ -24,8 +24,7 @@ HELD_OUT = 0.05  # share of the bytes
 PIECES = 20  # that a lone file is cut into, and the fewest files that a split is made of
 # Tests and tables resemble each other across any split, topics are read apart, site-packages and
 # dist-packages are not the library's own.
-LEFT_OUT = {"test", "tests", "idlelib", "encodings", "pydoc_data"}
-LEFT_OUT |= {"site-packages", "dist-packages"}
+LEFT_OUT = {"test", "tests", "idlelib", "encodings", "pydoc_data", "site-packages", "dist-packages"}
 
 
 class Text:
