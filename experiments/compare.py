@@ -146,12 +146,11 @@ def controls(model: Vist2, corpus: Corpus, windows: int | None) -> Iterator[dict
     text = evaluate.held_out_windows(model, corpus, windows)
     rng, same = torch.Generator().manual_seed(0), lambda ink: ink
     noise = lambda ink: 0.3 * torch.randn(ink.shape, generator=rng).to(ink)
-    order = torch.randperm(text.shape[1] - 1, generator=rng)  # the last sketch is seen by none
     shown = {  # the bytes that are drawn, and what becomes of the drawing
         "as it is": (text, same),
         "blank sketches": (torch.full_like(text, ord(" ")), same),
         "another text's sketches": (text.roll(len(text) // 2, 0), same),
-        "sketches in another order": (torch.cat([text[:, order], text[:, -1:]], 1), same),
+        "sketches one place late": (torch.cat([text[:, :1], text[:, :-1]], dim=1), same),
         "permuted glyphs": (torch.randperm(256, generator=rng)[text], same),
         "pixels shifted by one": (text, lambda ink: ink.roll(1, -1)),
         "pixels with noise of 0.3": (text, lambda ink: ink + noise(ink)),
