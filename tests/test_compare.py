@@ -83,6 +83,17 @@ def test_a_stopped_run_goes_on_to_what_the_core_measures(small_file, tmp_path, m
     assert evaluate.evaluate(model, corpus, "sketch", 8).items() <= score.items()
 
 
+def test_no_control_shows_a_chunk_before_its_place(monkeypatch):
+    text, shown = torch.randint(256, (6, 4, 16)), []
+    monkeypatch.setattr(evaluate, "held_out_windows", lambda *_: text)
+    monkeypatch.setattr(evaluate, "bits_of", lambda *how: shown.append(how[-1]))
+    monkeypatch.setattr(evaluate, "summarize", lambda _: {})
+    names = [row["control of sketch"] for row in compare.controls(None, None, None)]
+    same = torch.stack([(page[:, :, None] == text[:, None]).all(-1) for page in shown])
+    assert len(names) == 7 and not same.triu(1).any()  # (controls, K, place, chunk)
+    assert same[names.index("sketches one place late"), :, 2, 1].all()
+
+
 def test_pruned_has_the_weights_of_a_finer_sketch(small_file, tmp_path, monkeypatch):
     mini = lambda run: Config.preset("mini", chunk=16, cell=run.cell, merge=run.merge)
     monkeypatch.setattr(train.Settings, "config", property(mini))
