@@ -2,6 +2,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -65,32 +67,60 @@ def agrees(cell: str, value: float | str) -> bool:
     return abs(float(number) - value) <= 0.5001 / 10 ** len(number.partition(".")[2])
 
 
-def test_the_tables_of_short_runs_are_what_their_json_has():
-    page = (ROOT / "docs/rivals.md").read_text()
-    short, sweep = (
-        json.loads((ROOT / f"docs/{name}.json").read_text()) for name in ("rivals-short", "sweep")
-    )
-    runs = {run["rival"]: run | {"first chunk": run["by chunk"][0]} for run in short["runs"]}
-    recall = {row.pop("rival"): list(row.values()) for row in short["recall"]}
+def json_of(name: str):
+    return json.loads((ROOT / f"docs/{name}.json").read_text())
+
+
+@pytest.mark.parametrize("head, file", [("1,500", "rivals-short"), ("5,600", "rivals-whole")])
+def test_the_table_of_rivals_is_what_its_json_has(head, file):
+    page, content = (ROOT / "docs/rivals.md").read_text(), json_of(file)
+    runs = {run["rival"]: run | {"first chunk": run["by chunk"][0]} for run in content["runs"]}
+    recall = {row.pop("rival"): list(row.values()) for row in content["recall"]}
     fields = ("bpb", "first chunk", "position 0", "from 16 on", "gap all %", "gap 0 %", "gap 16+ %")
     fields += ("reading noise", "reading text")
-    rows = rows_of(page, "1,500 steps")
+    rows = rows_of(page, f"{head} steps")
     assert {row[0].strip("`") for row in rows} == set(runs)
-    for name, *cells, recalled, stored in rows:
+    for name, *cells, stored in rows:
         run = runs[name := name.strip("`")]
         gapless = name in ("none", "full")
         values = ["" if gapless and "gap" in f else run.get(f, "") for f in fields]
-        assert all(map(agrees, [*cells, stored], [*values, run["KiB"]])), name
-        first, rest = recall[name][:1] * ("then" in recalled), recall[name]["then" in recalled :]
+        assert all(map(agrees, [*cells[:9], stored], [*values, run["KiB"]])), name
+        recalled, *far = cells[9:]
+        near = recall[name][:8]
+        first, rest = near[:1] * ("then" in recalled), near["then" in recalled :]
         expected = [*first, *sorted({min(rest), max(rest)})]  # "0.775, then 0 to 0.020"
         stated = re.findall(r"\d[\d.]*\d|\d", recalled)
         assert len(stated) == len(expected) and all(map(agrees, stated, expected)), name
+        assert len(far) == len(recall[name][8:]) and all(map(agrees, far, recall[name][8:])), name
+
+
+def test_the_table_of_the_sweep_is_what_its_json_has():
+    page = (ROOT / "docs/rivals.md").read_text()
     fields = ("GFLOP at most", "ratio", "width", "layers", "mlp", "MFLOP a byte written", "bpb")
     fields += ("position 0", "from 16 on", "reading text", "recall 8")
-    rows = rows_of(page, "GFLOP to read")
-    for cells, row in zip(rows, sweep["rows"], strict=True):
+    for cells, row in zip(rows_of(page, "GFLOP to read"), json_of("sweep")["rows"], strict=True):
         cells[1] = cells[1].rstrip("x")
         assert all(map(agrees, cells, (row[field] for field in fields))), cells
+
+
+def test_the_table_of_rivals_kind_by_kind_is_what_their_json_has():
+    page = (ROOT / "docs/rivals.md").read_text()
+    [names] = re.findall(r"^\| kinds \| (.*) \|\n", page, re.M)
+    for column, name in enumerate(names.split(" | "), start=1):
+        kinds = json_of({"sketch": "kinds"}.get(name := name.strip("`"), f"kinds-{name}"))
+        known = {row["page"]: row["bytes right"] for row in kinds["reading"]}
+        for row in kinds["recall"]:
+            trained = "in" if row["in training"] == "yes" else "never in"
+            mean = row["facts"] == "mean of these"
+            label = f"mean of kinds, {trained} training" if mean else row["facts"]
+            known[label] = row["so answered"]
+        for row in kinds["language"]:
+            past = f"bits, up to {row['chunks of past, up to']} chunks of past"
+            known[past] = row["bits per byte"]
+        for row in kinds["names"]:
+            known[f"new names, {row['last seen, chunks back']} back"] = row["new completed"]
+        for cells in rows_of(page, "kinds"):
+            assert agrees(cells[column], known.get(cells[0], "")), (name, cells)
 
 
 def test_what_the_readme_shows_in_python_answers(capsys, monkeypatch):
