@@ -16,7 +16,6 @@ FORMAT = "vist2 checkpoint 6"
 # a time, and of what it was asked about.
 INFO = {"step": int, "steps": int, "history": str, "max_window": int, "max_context": int}
 WEIGHTS = Path(__file__).parent / "weights/tiny.pt"  # come with the code
-MODELS: dict[str, type[Vist2]] = {}  # by the rival that a run names; experiments add theirs
 
 
 def find_device(name: str) -> torch.device:
@@ -107,10 +106,9 @@ def read_checkpoint(path: str | Path, device="cpu") -> dict:
     return content
 
 
-def restore(content: dict, path: str | Path) -> Vist2:
+def restore(content: dict, path: str | Path, kind: type[Vist2] = Vist2) -> Vist2:
     """The model in a checkpoint's content. Raises UserError if it does not fit this code."""
     try:
-        kind = MODELS.get(content.get("settings", {}).get("rival"), Vist2)
         with torch.device("meta"):  # sizes are compared before any memory is taken
             model = kind(Config(**content["config"]))
         model.load_state_dict(content["model"], assign=True)
@@ -129,11 +127,11 @@ def load_checkpoint(path: str | Path, device="cpu") -> tuple[Vist2, dict]:
     return restore(content, path).to(device).eval(), content["info"]
 
 
-def open_model(given: str | None, trained: str, device="cpu") -> tuple[Vist2, dict]:
-    """The checkpoint that is given, else the one that was trained here, else the weights that come
-    with the code. Says which, and how far it was trained."""
+def open_model(given: str | None, trained: str, device="cpu", load=load_checkpoint):
+    """(model, info) of the checkpoint that is given, else of the one that was trained here, else of
+    the weights that come with the code. Says which, and how far it was trained."""
     path = given or (trained if Path(trained).exists() else WEIGHTS)
-    model, info = load_checkpoint(path, device)
+    model, info = load(path, device)
     step, steps = info["step"], info["steps"]
     unfinished = f", UNFINISHED: step {step:,} of {steps:,}" if step < steps else ""
     warn(f"{path} answers{unfinished}")

@@ -15,11 +15,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 import evaluate
-from common import find_device, load_checkpoint
+from common import find_device
 from console import UserError, check_range, check_writable, command_line
 from data import Corpus, load_corpus
 from experiments.report import make_parser, save_json, show, this_machine
-from experiments.rivals import PromptOnly, SlowFast
+from experiments.rivals import PromptOnly, SlowFast, load_rival
 from questions import Example
 from vist2 import Config, Vist2
 
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
         check_range("--questions", args.questions, 1, 10_000)
         check_writable(args.json)
         device = find_device(args.device)
-        models = [load_checkpoint(path, device) for path in args.checkpoints]
+        models = [load_rival(path, device) for path in args.checkpoints]
         config = models[0][0].config
         for path, (model, info) in zip(args.checkpoints, models, strict=True):
             if info["history"] not in ("full", "sketch"):

@@ -108,7 +108,7 @@ def train_or_load(run: Run, corpus: Corpus) -> Vist2:
     if content:
         check_equal(path, content.get("settings", {}), run.record(corpus, stages))
     torch.manual_seed(run.seed)
-    model = restore(content, path) if content else kind(run.config)
+    model = restore(content, path, kind) if content else kind(run.config)
     model = model.to(find_device(run.device))
     if not content or content["info"]["step"] < content["info"]["steps"]:
         try:

@@ -22,7 +22,7 @@ from common import find_device, open_model
 from console import check_range, check_writable, command_line
 from data import Corpus, Text, generator
 from experiments.report import load_test_corpus, make_parser, save_json, show, this_machine
-from experiments.rivals import Leak
+from experiments.rivals import Leak, load_rival
 from experiments.sessions import GistSession
 from generate import CHECKPOINT, read_back
 from questions import (
@@ -238,7 +238,8 @@ def main(argv: list[str] | None = None) -> None:
     with command_line("kinds.py", "--count"):
         check_range("--count", args.count, 1, 10_000)
         check_writable(args.json)
-        model, info = open_model(args.checkpoint, CHECKPOINT, find_device(args.device))
+        device = find_device(args.device)
+        model, info = open_model(args.checkpoint, CHECKPOINT, device, load_rival)
         corpus = load_test_corpus(model, info, args.data)
         content = {"machine": this_machine(model.device), "info": info, "count": args.count}
         for name, title, rows in (

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 
 from cache import Session
-from common import MODELS
+from common import read_checkpoint, restore
 from experiments.sessions import GistSession, SlowFastSession
 from mask import Layout, make_layout, may_attend
 from vist2 import READ, START, Aligner, Config, Encoder, Transformer, Vist2, norm
@@ -336,4 +337,10 @@ RIVALS = {
     "leak": Rival(Leak, writing=GistSession),
     "frozen": Rival(Frozen),
 }
-MODELS |= {name: rival.model for name, rival in RIVALS.items()}
+
+
+def load_rival(path: str | Path, device="cpu") -> tuple[Vist2, dict]:
+    """`load_checkpoint` for what train.py or compare has written."""
+    content = read_checkpoint(path, device)
+    rival = RIVALS.get(content.get("settings", {}).get("rival"), RIVALS["sketch"])
+    return restore(content, path, rival.model).to(device).eval(), content["info"]

@@ -3,10 +3,10 @@ import torch
 from conftest import info, make_model, piped
 
 import generate
-from common import load_checkpoint, save_checkpoint
+from common import save_checkpoint
 from experiments import sessions
 from experiments.compare import CELLS, costs
-from experiments.rivals import RIVALS, Leak, see_newest_chunk
+from experiments.rivals import RIVALS, Leak, load_rival, see_newest_chunk
 from mask import Layout, make_layout
 from vist2 import READ, START, Config, Vist2, loss
 
@@ -263,7 +263,7 @@ def test_a_rolling_cache_reads_as_the_uncached_forward_does(name):
 def test_a_checkpoint_of_a_rival_opens_as_that_rival(name, tmp_path):
     model = make_rival(name)
     save_checkpoint(tmp_path / "model.pt", model, info(), settings={"rival": name})
-    again, _ = load_checkpoint(tmp_path / "model.pt")
+    again, _ = load_rival(tmp_path / "model.pt")
     text, history = random_text(), RIVALS[name].history
     assert type(again) is type(model)
     assert torch.equal(again(text, history=history), model(text, history=history))
