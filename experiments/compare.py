@@ -145,12 +145,13 @@ def controls(model: Vist2, corpus: Corpus, windows: int | None) -> Iterator[dict
     """What becomes of a trained sketch model when its sketches show something else."""
     text = evaluate.held_out_windows(model, corpus, windows)
     rng, same = torch.Generator().manual_seed(0), lambda ink: ink
+    blank = torch.full_like(text, ord(" "))
     noise = lambda ink: 0.3 * torch.randn(ink.shape, generator=rng).to(ink)
     shown = {  # the bytes that are drawn, and what becomes of the drawing
         "as it is": (text, same),
-        "blank sketches": (torch.full_like(text, ord(" ")), same),
+        "blank sketches": (blank, same),
         "another text's sketches": (text.roll(len(text) // 2, 0), same),
-        "sketches one place late": (torch.cat([text[:, :1], text[:, :-1]], dim=1), same),
+        "sketches one place late": (torch.cat([blank[:, :1], text[:, :-1]], dim=1), same),
         "permuted glyphs": (torch.randperm(256, generator=rng)[text], same),
         "pixels shifted by one": (text, lambda ink: ink.roll(1, -1)),
         "pixels with noise of 0.3": (text, lambda ink: ink + noise(ink)),
@@ -336,7 +337,7 @@ def run(args: argparse.Namespace) -> None:
     if args.writing:
         half, judge = config.chunks // 2, make("full", ratio, seed=JUDGE_SEED)
         title = f"Long writing at {ratio}x: {LENGTH * half} chunks after {half}, "
-        title += f"at temperature 0.8, read by a `full` of seed {JUDGE_SEED}"
+        title += f"at temperature 0.8, read by a `full` of seed {JUDGE_SEED} (may favour `full`)"
         writers = ((n, train_or_load(r, corpus)) for n, r in runs.items() if RIVALS[n].writing)
         judge = train_or_load(judge, corpus)
         content["writing"] = show(title, writing_rows(writers, judge, corpus))

@@ -337,7 +337,7 @@ def emergence(args: argparse.Namespace) -> None:
                         point = take(line, "step", int), statistics.mean(shares)
                         found.setdefault(name, []).append(point)
     figure, axes = new_figure(1, 2, (13, 5))
-    colours = colours_of(dict.fromkeys(rival for rival, _ in curves["recall "]))
+    colours = colours_of(dict.fromkeys(rival for runs in curves.values() for rival, _ in runs))
     for axis, (prefix, title) in zip(axes, panels.items(), strict=True):
         for (rival, seed), points in curves[prefix].items():
             label = f"{rival}, seed {seed}"

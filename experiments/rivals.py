@@ -303,9 +303,9 @@ class Gist(Leak):
 @dataclass(frozen=True)
 class Rival:
     """A model, and the history that it is trained and evaluated under: "sketch" has a memory, and
-    learns to read it. writing: makes a Session of a model and a batch size, None where none keeps
-    the rival's cache. merge: patches for each of its tokens, of a sketch that is finer in turn.
-    trained: the rival whose weights, at that finer ratio, it takes as they are.
+    learns to read it. writing: makes a Session of a model, a batch size and a capacity, None where
+    none keeps the rival's cache. merge: patches for each of its tokens, of a sketch that is finer
+    in turn. trained: the rival whose weights, at that finer ratio, it takes as they are.
     """
 
     model: type[Vist2]

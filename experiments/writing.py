@@ -52,20 +52,25 @@ def judge_texts(judge: Vist2, text: Tensor, half: int) -> dict[str, float]:
 
 
 def copies_of_names(text: bytes, chunk: int) -> list[bool]:
-    """Whether it is spelled right, of each name in the later half of a text, its first chunk left
-    out, whose first letters begin a name of the earlier half: one of these, or none."""
-    half = len(text) // 2
-    early = {name[0] for name in NAME.finditer(text, 0, half)}
-    begun = {name[:BEGUN] for name in early}
-    late = (name[0] for name in NAME.finditer(text, half + chunk))
-    return [name in early for name in late if name[:BEGUN] in begun]
+    """Whether it is spelled right, of each name of the later half whose first letters begin a name
+    of the earlier half: one of these, or none. What stands in the first chunk of the later half, is
+    cut by the end, or has a name that begins so before it in this half, does not count."""
+    half, found = len(text) // 2, list(NAME.finditer(text))
+    early = {name[0] for name in found if name.end() <= half}
+    meant, right = {name[:BEGUN] for name in early}, []
+    for name in (name for name in found if name.start() >= half):
+        if name[0][:BEGUN] in meant:
+            meant.remove(name[0][:BEGUN])
+            if name.start() >= half + chunk and name.end() < len(text):
+                right.append(name[0] in early)
+    return right
 
 
 def writing_rows(
     writers: Iterable[tuple[str, Vist2]], judge: Vist2, corpus: Corpus
 ) -> Iterator[dict]:
     """A row for real text and one for each writer, which lives on the memory of its own output.
-    Writers hold as many chunks as training's longest windows have."""
+    Nothing is dropped: writers hold 36 chunks, training's longest windows have 32."""
     n, chunks = judge.config.chunk, judge.config.chunks
     half, length = chunks // 2 * n, LENGTH * (chunks // 2) * n
     windows = corpus.held_out.windows(half + length)
@@ -73,12 +78,12 @@ def writing_rows(
     real = windows[torch.randperm(len(windows), generator=rng)[:TEXTS]]
 
     def row(name: str, text: Tensor) -> dict:
-        copies = sum((copies_of_names(bytes(row), n) for row in text.tolist()), [])
+        copies = sum((copies_of_names(bytes(one), n) for one in text.tolist()), [])
         share = sum(copies) / len(copies) if copies else ""
         names = {"names again": len(copies), "spelled right": share}
         return {"writer": name} | judge_texts(judge, text, half) | names
 
     yield row("held-out text", real)
     for name, model in writers:
-        session = RIVALS[name].writing(model, len(real), capacity=4 * chunks * n)
+        session = RIVALS[name].writing(model, len(real), capacity=half + length + n)
         yield row(name, continue_texts(session, real[:, :half], length))

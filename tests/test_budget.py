@@ -9,6 +9,7 @@ import evaluate
 from common import save_checkpoint
 from data import load_corpus
 from experiments import budget
+from experiments.rivals import RIVALS
 from questions import Example
 from vist2 import Config
 
@@ -57,7 +58,8 @@ def arguments(tmp_path, small_file, monkeypatch) -> list[str]:
     monkeypatch.chdir(tmp_path)
     for name in ("full", "sketch", "none"):
         save_checkpoint(name, make_model(), info(history=name))
-    save_checkpoint("slow", make_model(), info(), settings={"rival": "slowfast"})
+    for name, rival in (("slow", "slowfast"), ("prompt", "prompt"), ("rival", "patches")):
+        save_checkpoint(name, make_model(RIVALS[rival].model), info(), settings={"rival": rival})
     save_checkpoint("long", make_model(chunk=32), info())
     return ["--questions", "2", "full", "sketch"]
 
@@ -72,6 +74,8 @@ def test_contexts_and_pasts_are_cut_to_what_fits(arguments, monkeypatch, capsys)
     ]
     assert [row["bytes seen, at most"] for row in rows] == [16, 16, 32, 4 * 16]
     assert f"| {' | '.join(rows[0])} |" in said
+    budget.main(["--windows", "1", "--json", "out.json", *arguments[:2], "rival"])
+    assert json.loads(Path("out.json").read_text())["rows"][0]["memory"] == "patches"
     lengths = [max(len(example.context) for example in some) for some in asked]
     assert max(lengths[:4]) < 16 and 16 < lengths[4] < 32 < lengths[7] <= 4 * 16
 
@@ -81,6 +85,7 @@ def test_contexts_and_pasts_are_cut_to_what_fits(arguments, monkeypatch, capsys)
     [
         (["none"], "none has history none, expected full or sketch"),
         (["slow"], "slow keeps text beside its sketches"),
+        (["prompt"], "prompt keeps text beside its sketches"),
         (["long"], "long has chunks of 32 bytes, expected 16"),
         (["gone"], "gone is not there"),
         (["--windows", "0"], "--windows is 0"),

@@ -8,9 +8,11 @@ import torch
 import curriculum
 import evaluate
 import train
+import vist2
 from data import load_corpus
 from experiments import compare
 from experiments.compare import make_run
+from render import render
 from vist2 import Config
 
 SMALL = dict(device="cpu", steps=8, lr=5e-3)
@@ -86,12 +88,22 @@ def test_a_stopped_run_goes_on_to_what_the_core_measures(small_file, tmp_path, m
 def test_no_control_shows_a_chunk_before_its_place(monkeypatch):
     text, shown = torch.randint(256, (6, 4, 16)), []
     monkeypatch.setattr(evaluate, "held_out_windows", lambda *_: text)
-    monkeypatch.setattr(evaluate, "bits_of", lambda *how: shown.append(how[-1]))
+    page, drawn = torch.randint(256, (16,)), []
+    plain = render(page, (16, 4))
+
+    def bits_of(model, text, history, other):
+        shown.append(other)
+        drawn.append(vist2.render(page, (16, 4)))
+
+    monkeypatch.setattr(evaluate, "bits_of", bits_of)
     monkeypatch.setattr(evaluate, "summarize", lambda _: {})
     names = [row["control of sketch"] for row in compare.controls(None, None, None)]
     same = torch.stack([(page[:, :, None] == text[:, None]).all(-1) for page in shown])
     assert len(names) == 7 and not same.triu(1).any()  # (controls, K, place, chunk)
     assert same[names.index("sketches one place late"), :, 2, 1].all()
+    shifted, noisy = drawn[names.index("pixels shifted by one")], drawn[-1]
+    assert torch.equal(shifted[:, 1:], plain[:, :-1]) and 0.2 < (noisy - plain).std() < 0.4
+    assert all(torch.equal(one, plain) for one in drawn[:5])
 
 
 def test_pruned_has_the_weights_of_a_finer_sketch(small_file, tmp_path, monkeypatch):

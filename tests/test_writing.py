@@ -2,6 +2,7 @@ import pytest
 import torch
 from conftest import make_model
 
+from cache import Session
 from data import Corpus, Text
 from evaluate import bits_of
 from experiments import writing
@@ -9,11 +10,14 @@ from experiments.rivals import RIVALS
 
 
 def test_a_late_name_that_begins_like_an_early_one_is_right_if_it_is_one():
-    early = b"first_name other_name ".ljust(100)
-    late = b"first_nome other_name first_name unlike_it other ".rjust(100)
-    assert writing.copies_of_names(early + late, 16) == [False, True, True]
-    assert writing.copies_of_names(late + early, 16) == []  # in a chunk that may still see it
-    assert writing.copies_of_names(late + early.strip().rjust(100), 16) == [True, True]
+    early = b"first_name other_name third_one fourth_one".ljust(100)
+    late = b"first_nome other_name first_name unlike_it fourth_one.".rjust(100)
+    assert writing.copies_of_names(early + late, 16) == [False, True, True]  # each beginning once
+    assert writing.copies_of_names(late + early, 16) == [True]  # two may still see theirs
+    cut = early.strip().rjust(100)  # the last one, by the end
+    assert writing.copies_of_names(late + cut, 16) == [True, True]
+    over = b"first_name".rjust(105).ljust(200)  # stands in both halves, so in neither
+    assert writing.copies_of_names(b"first_nome".ljust(95) + over[95:], 16) == []
 
 
 def test_the_judge_sees_half_a_window_before_each_stretch_and_strings_count_that_repeat():
@@ -30,7 +34,10 @@ def test_the_judge_sees_half_a_window_before_each_stretch_and_strings_count_that
 
 
 def test_each_writer_goes_on_from_the_same_text_under_its_own_memory(monkeypatch):
-    judge, texts = make_model(), []
+    judge, texts, refilled = make_model(), [], []
+    refill = Session._refill
+    again = lambda *how: refilled.append(1) or refill(*how)
+    monkeypatch.setattr(Session, "_refill", again)
     monkeypatch.setattr(writing, "judge_texts", lambda _, text, half: texts.append(text) or {})
     text = Text([bytes(range(256)) * 8], 64)
     writers = [(name, make_model(RIVALS[name].model)) for name in ("sketch", "gist", "none")]
@@ -39,3 +46,4 @@ def test_each_writer_goes_on_from_the_same_text_under_its_own_memory(monkeypatch
     assert all(text.shape == texts[0].shape == (7, 9 * 32) for text in texts)
     assert all(torch.equal(text[:, :32], texts[0][:, :32]) for text in texts)
     assert len({text.numpy().tobytes() for text in texts}) == 4
+    assert len(refilled) == 2  # sketch and none, for the prompt alone: nothing is dropped
