@@ -103,6 +103,22 @@ def test_the_table_of_the_sweep_is_what_its_json_has():
         assert all(map(agrees, cells, (row[field] for field in fields))), cells
 
 
+def test_the_tables_of_equal_cache_and_of_controls_are_what_their_json_has():
+    page = (ROOT / "docs/results.md").read_text()
+    for cells, row in zip(rows_of(page, "entries"), json_of("budget")["rows"], strict=True):
+        assert cells[1:3] == [row.pop("memory"), row.pop("ratio")]
+        assert all(map(agrees, cells[:1] + cells[3:], row.values())), cells
+    rows = rows_of((ROOT / "docs/rivals.md").read_text(), "`sketch`, what it is shown")
+    content = json_of("rivals-whole")
+    none = next(run for run in content["runs"] if run["rival"] == "none")
+    known = {row["control of sketch"]: row for row in content["controls"]} | {"none": none}
+    assert len(rows) == len(known)
+    for name, *cells in rows:
+        row = known["none" if "none" in name else name]
+        fields = ("bpb", "position 0", "first 4", "from 16 on")
+        assert all(map(agrees, cells, (row[field] for field in fields))), name
+
+
 def test_the_table_of_rivals_kind_by_kind_is_what_their_json_has():
     page = (ROOT / "docs/rivals.md").read_text()
     [names] = re.findall(r"^\| kinds \| (.*) \|\n", page, re.M)
