@@ -4,7 +4,6 @@ Texts go on for 32 chunks after four of held-out text. `full` reads them and tel
 names tell whether what stood early is still spelled right late.
 """
 
-import math
 import statistics
 from collections.abc import Iterable, Iterator
 
@@ -13,10 +12,11 @@ from torch import Tensor
 
 from cache import Session
 from data import Corpus
+from evaluate import bits_of
 from experiments.kinds import NAME
 from experiments.rivals import RIVALS
 from generate import write
-from vist2 import Vist2, byte_losses
+from vist2 import Vist2
 
 TEXTS = 32
 LENGTH = 8  # stretches that are written, each of half a training window
@@ -29,15 +29,13 @@ def continue_texts(session: Session, prompts: Tensor, length: int) -> Tensor:
     return torch.cat([prompts, torch.stack(new, dim=1).cpu()], dim=1)
 
 
-@torch.inference_mode()
 def judge_texts(judge: Vist2, text: Tensor, half: int) -> dict[str, float]:
     """Bits per byte of texts (B, k half) after their first `half` bytes, under a model that sees
     `half` or more bytes before each: of the first and last stretch of `half` bytes and of all;
     and the share of 16-byte strings that have come before in their stretch."""
     windows = text.unfold(1, 2 * half, half).flatten(0, 1)  # (B (k - 1), 2 half)
-    chunks = windows.unflatten(1, (-1, judge.config.chunk)).to(judge.device)
-    logits = torch.cat([judge(some, history="full").cpu() for some in chunks.split(32)])
-    bits = byte_losses(logits, chunks.cpu()).flatten(1)[:, half:] / math.log(2)
+    chunks = windows.unflatten(1, (-1, judge.config.chunk))
+    bits = bits_of(judge, chunks, "full").flatten(1)[:, half:]
     stretches = bits.view(len(text), -1, half).mean(dim=(0, 2))
     repeated = []
     for row in text[:, half:].unfold(1, half, half).flatten(0, 1).tolist():
@@ -78,7 +76,7 @@ def writing_rows(
     real = windows[torch.randperm(len(windows), generator=rng)[:TEXTS]]
 
     def row(name: str, text: Tensor) -> dict:
-        copies = sum((copies_of_names(bytes(one), n) for one in text.tolist()), [])
+        copies = [right for one in text.tolist() for right in copies_of_names(bytes(one), n)]
         share = sum(copies) / len(copies) if copies else ""
         names = {"names again": len(copies), "spelled right": share}
         return {"writer": name} | judge_texts(judge, text, half) | names
