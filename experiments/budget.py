@@ -69,8 +69,7 @@ def budget_rows(
         for model, info in models:
             ratio = "" if info["history"] == "full" else f"{model.config.ratio}x"
             seen, bits = bits_at(model, info, text, entries)
-            memory = info["history"] if type(model) is Vist2 else type(model).__name__.lower()
-            row = {"entries": entries, "memory": memory, "ratio": ratio}
+            row = {"entries": entries, "memory": info["rival"], "ratio": ratio}
             row |= {"bytes seen, at most": seen, "bits per byte": bits}
             for d, examples in tqdm(asked.items(), "asking", leave=False):
                 shown = [cut(example, model, info, entries) for example in examples]

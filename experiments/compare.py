@@ -40,7 +40,6 @@ from curriculum import (
 from data import Corpus, load_corpus
 from experiments.report import flops, save_json, show, this_machine
 from experiments.rivals import REFERENCES, RIVALS, Leak
-from experiments.writing import LENGTH, writing_rows
 from render import render
 from train import Settings, check_equal, train
 from vist2 import Config, Vist2
@@ -48,7 +47,6 @@ from vist2 import Config, Vist2
 CELLS = {2: (16, 8), 4: (16, 4), 8: (8, 4), 16: (4, 4)}  # of each ratio
 QUICK = 40  # steps
 QUICK_WINDOWS = 32  # held out, that are scored then
-JUDGE_SEED = 1  # writers are of seed 0
 LEAST_GAP = 0.02  # bits between the references; below it, gap closed is noise and left blank
 VERSION = 8  # raise it when a rival, its training or its score changes: old runs do not count
 
@@ -279,7 +277,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     quick = f"{QUICK} steps: does it run?"
     length("--quick", action="store_true", help=quick)
     add("--lr", type=float, default=lr, help="Muon's, of every run (%(default)s)")
-    add("--writing", action="store_true", help="then let rivals write, and a `full` judge it")
     add("--recall", action="store_true", help="then test the recall of each rival's first seed")
     add("--data", metavar="PATH", help="file or folder; default: Python's standard library")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (%(default)s)")
@@ -300,9 +297,6 @@ def check(args: argparse.Namespace) -> None:
     check_range("--steps", args.steps, 1, MAX_STEPS)
     check_writable(args.json)
     check_folder(args.out)
-    if args.writing and not any(RIVALS[name].writing for name in args.rivals):
-        writers = ", ".join(name for name, rival in RIVALS.items() if rival.writing)
-        raise UserError(f"--writing is for {writers}, --rivals has none of them")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -334,13 +328,6 @@ def run(args: argparse.Namespace) -> None:
     if "sketch" in runs:
         rows = controls(train_or_load(runs["sketch"], corpus), corpus, windows)
         content["controls"] = show(f"What {ratio}x sketches show, and what comes of it", rows)
-    if args.writing:
-        half, judge = config.chunks // 2, make("full", ratio, seed=JUDGE_SEED)
-        title = f"Long writing at {ratio}x: {LENGTH * half} chunks after {half}, "
-        title += f"at temperature 0.8, read by a `full` of seed {JUDGE_SEED} (may favour `full`)"
-        writers = ((n, train_or_load(r, corpus)) for n, r in runs.items() if RIVALS[n].writing)
-        judge = train_or_load(judge, corpus)
-        content["writing"] = show(title, writing_rows(writers, judge, corpus))
     if args.recall:
         title = f"Recall at {ratio}x: share of values given exactly, by distance in chunks"
         rows = ({"rival": run.rival} | recall_of(run, corpus) for run in runs.values())

@@ -19,6 +19,7 @@ from einops import rearrange, reduce
 
 from cache import Session
 from common import read_checkpoint, restore
+from console import UserError
 from experiments.sessions import GistSession, SlowFastSession
 from mask import Layout, make_layout, may_attend
 from vist2 import READ, START, Aligner, Config, Encoder, Transformer, Vist2, norm
@@ -340,7 +341,10 @@ RIVALS = {
 
 
 def load_rival(path: str | Path, device="cpu") -> tuple[Vist2, dict]:
-    """`load_checkpoint` for what train.py or compare has written."""
+    """`load_checkpoint` for what train.py or compare has written; info["rival"] names it."""
     content = read_checkpoint(path, device)
-    rival = RIVALS.get(content.get("settings", {}).get("rival"), RIVALS["sketch"])
-    return restore(content, path, rival.model).to(device).eval(), content["info"]
+    name = content.get("settings", {}).get("rival", content["info"]["history"])
+    if name not in RIVALS:
+        raise UserError(f"{path} is of {name}, expected one of {', '.join(RIVALS)}")
+    model = restore(content, path, RIVALS[name].model).to(device).eval()
+    return model, content["info"] | {"rival": name}

@@ -60,6 +60,7 @@ def arguments(tmp_path, small_file, monkeypatch) -> list[str]:
         save_checkpoint(name, make_model(), info(history=name))
     for name, rival in (("slow", "slowfast"), ("prompt", "prompt"), ("rival", "patches")):
         save_checkpoint(name, make_model(RIVALS[rival].model), info(), settings={"rival": rival})
+    save_checkpoint("new", make_model(), info(), settings={"rival": "cnn"})
     save_checkpoint("long", make_model(chunk=32), info())
     return ["--questions", "2", "full", "sketch"]
 
@@ -88,6 +89,7 @@ def test_contexts_and_pasts_are_cut_to_what_fits(arguments, monkeypatch, capsys)
         (["prompt"], "prompt keeps text beside its sketches"),
         (["long"], "long has chunks of 32 bytes, expected 16"),
         (["gone"], "gone is not there"),
+        (["new"], "new is of cnn, expected one of none, full, sketch"),
         (["--windows", "0"], "--windows is 0"),
     ],
 )

@@ -43,20 +43,18 @@ def printed(small_file, tmp_path, capsys):
 def test_a_comparison_writes_all_it_prints_and_trains_nothing_twice(printed, tmp_path, monkeypatch):
     path, runs = tmp_path / "all.json", tmp_path / "runs"
     monkeypatch.setattr(train, "SAVE_EVERY", 2)
-    arguments = ["--rivals", "sketch,none", "--writing", "--recall"]
+    arguments = ["--rivals", "sketch,none", "--recall"]
     once = printed(*arguments, "--json", str(path))
     content = json.loads(path.read_text())
     for name in ("runs", "recall"):  # references first, as gaps need them
         assert [row["rival"] for row in content[name]] == ["none", "sketch"]
-    assert [row["writer"] for row in content["writing"]] == ["held-out text", "none", "sketch"]
     assert content["settings"]["rival"] == "sketch" and "TOO FEW" in once and content["quick"]
     bits = [row["bpb"] for row in content["controls"]]
     assert len(set(bits)) == 7 and bits[0] == content["runs"][1]["bpb"]
-    for name in ("controls", "writing", "recall"):
+    for name in ("controls", "recall"):
         assert f"| {' | '.join(content[name][0])} |" in once
     assert [line["step"] for line in content["runs"][1]["by step"]] == [2, 4]
-    judges = list(runs.glob("full-4x-seed1-*"))
-    assert len(list(runs.iterdir())) == 3 and len(judges) == 1  # of a seed of its own
+    assert len(list(runs.iterdir())) == 2
     distances = [1, 2, 3, 4, 5, 6, 7, 8, 16]
     assert content["recall"][1].keys() == {"rival", *(f"recall {i}" for i in distances)}
     monkeypatch.setattr(compare, "train", None)  # a call would fail
@@ -66,7 +64,7 @@ def test_a_comparison_writes_all_it_prints_and_trains_nothing_twice(printed, tmp
 def test_nothing_is_trained_but_what_was_asked_for(printed, tmp_path):
     once = printed("--rivals", "sketch")
     assert [path.name[:9] for path in (tmp_path / "runs").iterdir()] == ["sketch-4x"]
-    assert "Long writing" not in once and "| as it is |" in once
+    assert "| as it is |" in once
 
 
 def test_a_stopped_run_goes_on_to_what_the_core_measures(small_file, tmp_path, monkeypatch, capsys):
@@ -152,7 +150,6 @@ def test_all_settings_name_a_run_and_gist_reads_while_others_spell(small_file, m
     [
         (["--rivals", "sketch,cnn"], "'cnn' is unknown, expected some of none,full,sketch"),
         (["--steps", "3"], "not allowed with argument --quick"),
-        (["--rivals", "prune", "--writing"], "--writing is for none, full, sketch"),
         (["--rivals", "prune", "--ratios", "2"], "prune at 2x takes a sketch of 1x, there is none"),
     ],
 )

@@ -263,9 +263,9 @@ def test_a_rolling_cache_reads_as_the_uncached_forward_does(name):
 def test_a_checkpoint_of_a_rival_opens_as_that_rival(name, tmp_path):
     model = make_rival(name)
     save_checkpoint(tmp_path / "model.pt", model, info(), settings={"rival": name})
-    again, _ = load_rival(tmp_path / "model.pt")
+    again, known = load_rival(tmp_path / "model.pt")
     text, history = random_text(), RIVALS[name].history
-    assert type(again) is type(model)
+    assert type(again) is type(model) and known["rival"] == name
     assert torch.equal(again(text, history=history), model(text, history=history))
 
 

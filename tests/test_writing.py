@@ -1,8 +1,12 @@
+import json
+from pathlib import Path
+
 import pytest
 import torch
-from conftest import make_model
+from conftest import info, make_model
 
 from cache import Session
+from common import save_checkpoint
 from data import Corpus, Text
 from evaluate import bits_of
 from experiments import writing
@@ -30,20 +34,67 @@ def test_the_judge_sees_half_a_window_before_each_stretch_and_strings_count_that
     assert found["judge bpb, first"] == pytest.approx(bits[:, 0].mean().item(), abs=1e-4)
     assert found["judge bpb, last"] == pytest.approx(bits[:, -1].mean().item(), abs=1e-4)
     assert found["judge bpb, all"] == pytest.approx(bits.mean().item(), abs=1e-4)
-    assert found["repeated %"] == pytest.approx(100 * 16 / 17 / 8)  # of 17 strings one is new
+    assert writing.share_repeated(text, half) == pytest.approx(16 / 17 / 8)  # of 17 one is new
 
 
 def test_each_writer_goes_on_from_the_same_text_under_its_own_memory(monkeypatch):
-    judge, texts, refilled = make_model(), [], []
-    refill = Session._refill
+    refilled, refill = [], Session._refill
     again = lambda *how: refilled.append(1) or refill(*how)
     monkeypatch.setattr(Session, "_refill", again)
-    monkeypatch.setattr(writing, "judge_texts", lambda _, text, half: texts.append(text) or {})
     text = Text([bytes(range(256)) * 8], 64)
-    writers = [(name, make_model(RIVALS[name].model)) for name in ("sketch", "gist", "none")]
-    rows = list(writing.writing_rows(writers, judge, Corpus("", "", text, text)))
-    assert [row["writer"] for row in rows] == ["held-out text", "sketch", "gist", "none"]
-    assert all(text.shape == texts[0].shape == (7, 9 * 32) for text in texts)
-    assert all(torch.equal(text[:, :32], texts[0][:, :32]) for text in texts)
-    assert len({text.numpy().tobytes() for text in texts}) == 4
+    texts = {}
+    for name in ("sketch", "gist", "none"):
+        model, corpus = make_model(RIVALS[name].model), Corpus("", "", text, text)
+        texts |= writing.write_texts("model.pt", model, info() | {"rival": name}, corpus)
+    assert list(texts) == ["held-out text", "sketch", "gist", "none"]
+    first, *others = texts.values()
+    assert all(text.shape == first.shape == (7, 9 * 32) for text in others)
+    assert all(torch.equal(text[:, :32], first[:, :32]) for text in others)
+    assert len({text.numpy().tobytes() for text in texts.values()}) == 4
     assert len(refilled) == 2  # sketch and none, for the prompt alone: nothing is dropped
+
+
+@pytest.fixture
+def command(tmp_path, small_file, monkeypatch):
+    """command(*arguments) -> the rows that --json has, with checkpoints of miniatures around."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("full", "sketch"):
+        save_checkpoint(name, make_model(), info(history=name))
+    for name in ("gist", "prune"):
+        save_checkpoint(name, make_model(RIVALS[name].model), info(), settings={"rival": name})
+    save_checkpoint("long", make_model(chunk=32), info(history="none"))
+    Path("no.json").write_text('{"rows": [{"writer": "sketch", "texts": "ab"}]}')
+
+    def command(*arguments):
+        writing.main([*arguments, "--data", str(small_file), "--json", "out.json"])
+        return json.loads(Path("out.json").read_text())["rows"]
+
+    return command
+
+
+def test_texts_are_kept_for_a_later_judge_and_other_writers(command, capsys):
+    at_once = command("sketch", "gist", "--judge", "full")
+    plain = command("sketch")
+    assert [row["writer"] for row in plain] == ["held-out text", "sketch"]
+    assert not any("judge" in field for row in plain for field in row)
+    Path("out.json").rename("sketch.json")
+    assert command("gist", "sketch.json", "--judge", "full") == [at_once[i] for i in (0, 2, 1)]
+    [texts] = {len(row["texts"]) for row in at_once}
+    assert texts > 1 and {len(text) for row in at_once for text in row["texts"]} == {9 * 32}
+    assert f"| {' | '.join([*at_once[0]][:-1])} |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["prune"], "prune is of prune, expected one of none, full, sketch"),
+        (["sketch", "sketch"], "sketch is a second sketch, expected one of each"),
+        (["sketch", "long"], "long is of other chunks or texts than sketch"),
+        (["no.json"], "no.json has no texts, expected what writing --json writes"),
+        (["sketch", "--judge", "sketch"], "--judge has history sketch, expected full"),
+    ],
+)
+def test_a_users_mistake_gets_one_clear_line(command, arguments, said):
+    with pytest.raises(SystemExit) as stopped:
+        command(*arguments)
+    assert said in str(stopped.value.code)
