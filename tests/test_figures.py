@@ -292,9 +292,9 @@ def test_a_missing_or_wrong_field_is_named_with_its_file(tmp_path, monkeypatch):
     for picture, source, *way, field in (
         ("costs", "bench", "tables", "reading"),
         ("costs", "bench", "tables", "training", 0, "sketch B/s"),
-        ("rivals", "rivals", "runs"),
-        ("rivals", "rivals", "runs", 3, "by position"),
-        ("ratios", "ratios", "runs", 3, "ratio"),
+        ("rivals", "rivals-whole", "runs"),
+        ("rivals", "rivals-whole", "runs", 3, "by position"),
+        ("ratios", "rivals-whole", "runs", 3, "ratio"),
     ):
         content = at = json.loads((ROOT / f"docs/{source}.json").read_text())
         for key in way:

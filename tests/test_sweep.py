@@ -15,6 +15,7 @@ from experiments.bench import count_deep, encoder_flops
 from vist2 import Config
 
 HOW = dict(device="cpu", steps=3, lr=5e-3)
+COST = 0.0025  # GFLOP
 
 
 @pytest.fixture(autouse=True)
@@ -24,18 +25,18 @@ def miniature(monkeypatch):
     monkeypatch.setitem(curriculum.DEFAULTS, "tiny", curriculum.DEFAULTS["mini"])
     monkeypatch.setattr(evaluate, "QUESTIONS", 4)
     monkeypatch.setattr(sweep, "PROMPT", 64)
-    monkeypatch.setattr(sweep, "COSTS", (0.005,))
+    monkeypatch.setattr(sweep, "COSTS", (COST,))
     monkeypatch.setattr(sweep, "RATIOS", {ratio: sweep.RATIOS[ratio] for ratio in (1, 4, 16)})
     monkeypatch.setattr(sweep, "STEP", 32)  # counting takes a while, and is kept from test to test
 
 
 @pytest.mark.parametrize("ratio", [1, 4, 16])
 def test_a_run_is_the_widest_that_fits(ratio):
-    run = sweep.fit_run(ratio, 0.005, **HOW)
+    run = sweep.fit_run(ratio, COST, **HOW)
     wider = replace(run, width=run.width + sweep.STEP, mlp=4 * (run.width + sweep.STEP))
     more = replace(run, mlp=run.mlp + sweep.STEP)
     costs = [sweep.count_costs(one.config, run.history)["read"] for one in (run, wider, more)]
-    assert 0.45e7 < costs[0] <= 0.5e7 < min(costs[1:])
+    assert 0.9e9 * COST < costs[0] <= 1e9 * COST < min(costs[1:])
     assert run.config.width == run.width and run.config.mlp == run.mlp >= 4 * run.width
     assert ratio == 1 or run.config.ratio == ratio
     decoder = count_deep(run.config, run.history, 64, 0)["read"]
@@ -56,7 +57,7 @@ def test_all_that_fits_is_trained_scored_and_written(small_file, tmp_path, monke
     rows = json.loads(Path("sizes.json").read_text())["rows"]
     assert [row["width"] for row in rows] == [row["width"] for row in sizes]
     assert all(row.keys() == rows[0].keys() for row in rows) and rows[1]["recall 4"] >= 0
-    fitted = [sweep.fit_run(r, 0.005, **HOW, out="runs/sweep") for r in sweep.RATIOS]
+    fitted = [sweep.fit_run(r, COST, **HOW, out="runs/sweep") for r in sweep.RATIOS]
     said = capsys.readouterr().out
     assert f"| {' | '.join(rows[0])} |" in said
     monkeypatch.setattr(compare, "train", None)  # a call would fail: all is kept

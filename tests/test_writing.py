@@ -12,6 +12,14 @@ from evaluate import bits_of
 from experiments import writing
 from experiments.rivals import RIVALS
 
+LENGTH = 2
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(writing, "TEXTS", 4)
+    monkeypatch.setattr(writing, "LENGTH", LENGTH)
+
 
 def test_a_late_name_that_begins_like_an_early_one_is_right_if_it_is_one():
     early = b"first_name other_name third_one fourth_one".ljust(100)
@@ -48,7 +56,7 @@ def test_each_writer_goes_on_from_the_same_text_under_its_own_memory(monkeypatch
         texts |= writing.write_texts("model.pt", model, info() | {"rival": name}, corpus)
     assert list(texts) == ["held-out text", "sketch", "gist", "none"]
     first, *others = texts.values()
-    assert all(text.shape == first.shape == (7, 9 * 32) for text in others)
+    assert all(text.shape == first.shape == (4, (1 + LENGTH) * 32) for text in others)
     assert all(torch.equal(text[:, :32], first[:, :32]) for text in others)
     assert len({text.numpy().tobytes() for text in texts.values()}) == 4
     assert len(refilled) == 2  # sketch and none, for the prompt alone: nothing is dropped
@@ -79,8 +87,8 @@ def test_texts_are_kept_for_a_later_judge_and_other_writers(command, capsys):
     assert not any("judge" in field for row in plain for field in row)
     Path("out.json").rename("sketch.json")
     assert command("gist", "sketch.json", "--judge", "full") == [at_once[i] for i in (0, 2, 1)]
-    [texts] = {len(row["texts"]) for row in at_once}
-    assert texts > 1 and {len(text) for row in at_once for text in row["texts"]} == {9 * 32}
+    assert {len(row["texts"]) for row in at_once} == {4}
+    assert {len(text) for row in at_once for text in row["texts"]} == {(1 + LENGTH) * 32}
     assert f"| {' | '.join([*at_once[0]][:-1])} |" in capsys.readouterr().out
 
 
