@@ -343,7 +343,7 @@ RIVALS = {
 def load_rival(path: str | Path, device="cpu") -> tuple[Vist2, dict]:
     """`load_checkpoint` for what train.py or compare has written; info["rival"] names it."""
     content = read_checkpoint(path, device)
-    name = content.get("settings", {}).get("rival", content["info"]["history"])
+    name = str(content.get("settings", {}).get("rival", content["info"]["history"]))
     if name not in RIVALS:
         raise UserError(f"{path} is of {name}, expected one of {', '.join(RIVALS)}")
     model = restore(content, path, RIVALS[name].model).to(device).eval()

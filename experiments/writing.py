@@ -1,11 +1,12 @@
 """Long writing: what becomes of a text when each memory lives on its own output.
 
-    python -m experiments.writing runs/compare/*/model.pt --json written.json
+    python -m experiments.writing runs/sketch/model.pt runs/full/model.pt --json written.json
     python -m experiments.writing written.json --judge runs/judge/model.pt
 
-Texts go on for 32 chunks after four of held-out text, at temperature 0.8. Names tell whether what
-stood early is still spelled right late. A `full` of another seed reads the texts and tells bits per
-byte: `python train.py --history full --seed 1 --out runs/judge`. It may favour `full`.
+Texts go on for eight times their prompts, which are half a window of training, at temperature 0.8:
+`tiny` writes 32 chunks after four. Names tell whether what stood early is still spelled right late.
+A `full` of another seed reads the texts and tells bits per byte: `python train.py --history full
+--seed 1 --out runs/judge`. It may favour `full`.
 """
 
 import json
@@ -17,9 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cache import Session
-from common import find_device, load_checkpoint, open_model
+from common import find_device, open_model
 from console import UserError, check_writable, command_line, read_file
-from data import Corpus
+from data import Corpus, generator
 from evaluate import bits_of
 from experiments.kinds import NAME
 from experiments.report import load_test_corpus, make_parser, save_json, show, this_machine
@@ -76,32 +77,40 @@ def copies_of_names(text: bytes, chunk: int) -> list[bool]:
     return right
 
 
-def write_texts(path: str, model: Vist2, info: dict, corpus: Corpus) -> dict[str, Tensor]:
-    """Held-out texts (B, T), and what a model writes in place of all but their first 1 / (1 +
-    LENGTH), on the memory of its own output. Nothing is dropped: 36 chunks are held, training's
-    longest windows have 32. Raises UserError for a rival without a rolling cache."""
-    if not (writing := RIVALS[info["rival"]].writing):
-        writers = ", ".join(name for name, rival in RIVALS.items() if rival.writing)
-        raise UserError(f"{path} is of {info['rival']}, expected one of {writers}")
-    n, half = model.config.chunk, model.config.chunks // 2 * model.config.chunk
+def held_out_texts(model: Vist2, corpus: Corpus) -> Tensor:
+    """(B, T) bytes: prompts of half a training window, and LENGTH times as much after each."""
+    half = max(1, model.config.chunks // 2) * model.config.chunk
     windows = corpus.held_out.windows((1 + LENGTH) * half)
-    rng = torch.Generator().manual_seed(0)
-    real = windows[torch.randperm(len(windows), generator=rng)[:TEXTS]]
-    session = writing(model, len(real), capacity=real.shape[1] + n)
-    return {REAL: real, info["rival"]: continue_texts(session, real[:, :half], LENGTH * half)}
+    if not len(windows):
+        raise UserError(f"no held-out file has the {(1 + LENGTH) * half} bytes of a long text")
+    return windows[torch.randperm(len(windows), generator=generator(0))[:TEXTS]]
 
 
-def read_texts(path: str) -> tuple[int, dict[str, Tensor]]:
-    """(chunk, texts by writer) as --json has written them. Raises UserError for anything else."""
+def write_texts(model: Vist2, rival: str, texts: Tensor) -> Tensor:
+    """What a model writes in place of all but the prompts of texts (B, T), on the memory of its own
+    output: nothing is dropped, that is of 36 chunks, where training's longest windows have 32."""
+    (B, T), half = texts.shape, texts.shape[1] // (1 + LENGTH)
+    session = RIVALS[rival].writing(model, B, capacity=T + model.config.chunk)
+    return continue_texts(session, texts[:, :half], LENGTH * half)
+
+
+def read_texts(path: str) -> tuple[int, dict[str, tuple[dict, Tensor]]]:
+    """(chunk, info and texts by writer) as --json has written them. Raises UserError for anything
+    else."""
     try:
-        content = json.loads(read_file(path))
-        texts = {
-            row["writer"]: torch.tensor([list(text.encode("latin-1")) for text in row["texts"]])
-            for row in content["rows"]
-        }
-        return int(content["chunk"]), texts
-    except (KeyError, TypeError, ValueError):
+        content, found = json.loads(read_file(path)), {}
+        chunk, rows = content["chunk"], content["rows"]
+        for row in rows:
+            text = torch.tensor([list(one.encode("latin-1")) for one in row["texts"]])
+            found[str(row["writer"])] = dict(row["info"]), text
+            half, rest = divmod(len(text[0]), 1 + LENGTH)
+            if type(chunk) is not int or chunk < 1 or rest or half < 16 or half % chunk:
+                raise ValueError
+        if REAL not in found or len(found) < len(rows):
+            raise ValueError
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
         raise UserError(f"{path} has no texts, expected what writing --json writes") from None
+    return chunk, found
 
 
 def writing_rows(texts: dict[str, Tensor], n: int, judge: Vist2 | None) -> Iterator[dict]:
@@ -115,6 +124,36 @@ def writing_rows(texts: dict[str, Tensor], n: int, judge: Vist2 | None) -> Itera
         yield row | (judge_texts(judge, text, half) if judge else {})
 
 
+def open_file(path: str, device: torch.device) -> tuple[int, dict]:
+    """(chunk, by writer its info and its texts, or the model that is to write them)."""
+    if path.endswith(".json"):
+        return read_texts(path)
+    model, info = open_model(path, "", device, load_rival)
+    if not RIVALS[info["rival"]].writing:
+        writers = ", ".join(name for name, rival in RIVALS.items() if rival.writing)
+        raise UserError(f"{path} is of {info['rival']}, expected one of {writers}")
+    return model.config.chunk, {info["rival"]: (info, model)}
+
+
+def open_all(paths: list[str], device: torch.device) -> tuple[int, dict]:
+    """`open_file` of many, before any of them writes. Raises UserError for files that do not go
+    together."""
+    chunk, sources = None, {}
+    for path in paths:
+        n, found = open_file(path, device)
+        if n != (chunk := chunk or n):
+            raise UserError(f"{path} has chunks of {n} bytes, expected {chunk} as in {paths[0]}")
+        for name in found.keys() & sources.keys() - {REAL}:
+            raise UserError(f"{path} is a second {name}, expected one of each")
+        sources |= found
+    kept = {name: source for name, (_, source) in sources.items() if isinstance(source, Tensor)}
+    for name, text in kept.items():
+        prompts = [one[:, : one.shape[1] // (1 + LENGTH)] for one in (text, kept[REAL])]
+        if not torch.equal(*prompts):
+            raise UserError(f"{name} has prompts of its own, expected texts of one corpus")
+    return chunk, sources
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser("writing", __doc__)
     add = parser.add_argument
@@ -124,33 +163,32 @@ def main(argv: list[str] | None = None) -> None:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (%(default)s)")
     add("--json", metavar="PATH", help="write the table and all texts as JSON")
     args = parser.parse_args(argv)
-    with command_line("writing.py", "--data"):
+    with command_line("writing.py", "model"):
         check_writable(args.json)
-        device, judge, texts, chunks = find_device(args.device), None, {}, set()
-        if args.judge:
-            judge, info = load_checkpoint(args.judge, device)
-            if info["history"] != "full":
-                raise UserError(f"--judge has history {info['history']}, expected full")
-        for path in args.files:
-            if path.endswith(".json"):
-                n, found = read_texts(path)
-            else:
-                model, info = open_model(path, "", device, load_rival)
-                corpus = load_test_corpus(model, info, args.data)
-                n, found = model.config.chunk, write_texts(path, model, info, corpus)
-            chunks.add(n)
-            for name, text in found.items():
-                if name != REAL and name in texts:
-                    raise UserError(f"{path} is a second {name}, expected one of each")
-                if len(chunks) > 1 or not torch.equal(text, texts.setdefault(name, text)):
-                    raise UserError(f"{path} is of other chunks or texts than {args.files[0]}")
-        title = f"Texts of {LENGTH} times their prompts, judged by {args.judge or 'nobody'}"
-        rows = show(title, writing_rows(texts, n, judge))
-        for row, text in zip(rows, texts.values(), strict=True):
+        device = find_device(args.device)
+        n, sources = open_all(args.files, device)
+        judge, judged = open_model(args.judge, "", device) if args.judge else (None, {})
+        if judge:
+            found = judged["history"], judge.config.chunk
+            if found != ("full", n):
+                raise UserError(f"--judge has history, chunk {found}, expected {('full', n)}")
+            load_test_corpus(judge, judged, args.data)  # warns of another
+        infos, texts = {REAL: {}}, {REAL: sources.pop(REAL, ({}, None))[1]}
+        for name, (info, source) in sources.items():
+            if isinstance(source, Vist2):
+                corpus = load_test_corpus(source, info, args.data)
+                if texts[REAL] is None:
+                    texts[REAL] = held_out_texts(source, corpus)
+                info |= {"machine": this_machine(device)}
+                source = write_texts(source, name, texts[REAL])
+            infos[name], texts[name] = info, source
+        title = f"Texts of {LENGTH} times their prompts after these, judged by "
+        rows = show(title + (args.judge or "nobody"), writing_rows(texts, n, judge))
+        for row, info, text in zip(rows, infos.values(), texts.values(), strict=True):
+            row |= {"info": info}
             row["texts"] = [bytes(one).decode("latin-1") for one in text.tolist()]
         if args.json:
-            content = {"machine": this_machine(device), "judge": args.judge, "chunk": n}
-            save_json(args.json, content | {"rows": rows})
+            save_json(args.json, {"judge": judged, "chunk": n, "rows": rows})
 
 
 if __name__ == "__main__":

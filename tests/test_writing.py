@@ -50,15 +50,14 @@ def test_each_writer_goes_on_from_the_same_text_under_its_own_memory(monkeypatch
     again = lambda *how: refilled.append(1) or refill(*how)
     monkeypatch.setattr(Session, "_refill", again)
     text = Text([bytes(range(256)) * 8], 64)
-    texts = {}
-    for name in ("sketch", "gist", "none"):
-        model, corpus = make_model(RIVALS[name].model), Corpus("", "", text, text)
-        texts |= writing.write_texts("model.pt", model, info() | {"rival": name}, corpus)
-    assert list(texts) == ["held-out text", "sketch", "gist", "none"]
-    first, *others = texts.values()
-    assert all(text.shape == first.shape == (4, (1 + LENGTH) * 32) for text in others)
-    assert all(torch.equal(text[:, :32], first[:, :32]) for text in others)
-    assert len({text.numpy().tobytes() for text in texts.values()}) == 4
+    real = writing.held_out_texts(make_model(), Corpus("", "", text, text))
+    assert real.shape == (4, (1 + LENGTH) * 32)
+    texts = [
+        writing.write_texts(make_model(RIVALS[name].model), name, real)
+        for name in ("sketch", "gist", "none")
+    ]
+    assert all(torch.equal(text[:, :32], real[:, :32]) for text in texts)
+    assert len({text.numpy().tobytes() for text in (real, *texts)}) == 4
     assert len(refilled) == 2  # sketch and none, for the prompt alone: nothing is dropped
 
 
@@ -71,7 +70,9 @@ def command(tmp_path, small_file, monkeypatch):
     for name in ("gist", "prune"):
         save_checkpoint(name, make_model(RIVALS[name].model), info(), settings={"rival": name})
     save_checkpoint("long", make_model(chunk=32), info(history="none"))
-    Path("no.json").write_text('{"rows": [{"writer": "sketch", "texts": "ab"}]}')
+    rows = [{"writer": writing.REAL, "info": {}, "texts": ["x" * 96]}]
+    rows.append(dict(rows[0], writer="none"))
+    Path("good.json").write_text(json.dumps({"chunk": 16, "rows": rows}))
 
     def command(*arguments):
         writing.main([*arguments, "--data", str(small_file), "--json", "out.json"])
@@ -89,20 +90,64 @@ def test_texts_are_kept_for_a_later_judge_and_other_writers(command, capsys):
     assert command("gist", "sketch.json", "--judge", "full") == [at_once[i] for i in (0, 2, 1)]
     assert {len(row["texts"]) for row in at_once} == {4}
     assert {len(text) for row in at_once for text in row["texts"]} == {(1 + LENGTH) * 32}
-    assert f"| {' | '.join([*at_once[0]][:-1])} |" in capsys.readouterr().out
+    assert f"| {' | '.join([*at_once[0]][:-2])} |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["prune"], "prune is of prune, expected one of none, full, sketch"),
+        (["sketch", "prune"], "prune is of prune, expected one of none, full, sketch"),
         (["sketch", "sketch"], "sketch is a second sketch, expected one of each"),
-        (["sketch", "long"], "long is of other chunks or texts than sketch"),
-        (["no.json"], "no.json has no texts, expected what writing --json writes"),
-        (["sketch", "--judge", "sketch"], "--judge has history sketch, expected full"),
+        (["sketch", "long"], "long has chunks of 32 bytes, expected 16 as in sketch"),
+        (["sketch", "--judge", "sketch"], "--judge has history, chunk ('sketch', 16)"),
+        (["good.json", "--judge", "long"], "--judge has history, chunk ('none', 32)"),
     ],
 )
-def test_a_users_mistake_gets_one_clear_line(command, arguments, said):
+def test_a_users_mistake_gets_one_clear_line_before_anything_is_written(
+    command, monkeypatch, arguments, said
+):
+    monkeypatch.setattr(writing, "write_texts", None)  # a call would fail
     with pytest.raises(SystemExit) as stopped:
         command(*arguments)
     assert said in str(stopped.value.code)
+
+
+@pytest.mark.parametrize(
+    "row, changes",
+    [
+        (0, {"texts": []}),
+        (0, {"texts": [""]}),
+        (0, {"texts": "x" * 96}),
+        (0, {"texts": [1]}),
+        (0, {"texts": ["x" * 95]}),
+        (0, {"texts": ["x" * 72]}),  # a prompt is no whole chunk
+        (0, {"texts": ["\u0100" * 96]}),
+        (1, {"writer": writing.REAL}),  # twice
+        (0, {"writer": "full"}),  # no real text
+        (0, {"info": None}),
+        (None, {"chunk": 0}),
+        (None, {"chunk": 1e999}),
+        (None, {"rows": []}),
+    ],
+)
+def test_json_without_such_texts_is_refused(command, row, changes):
+    assert len(command("good.json")) == 2
+    content = json.loads(Path("good.json").read_text())
+    (content if row is None else content["rows"][row]).update(changes)
+    Path("bad.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match="bad.json has no texts, expected what writing --json"):
+        command("bad.json")
+
+
+def test_texts_of_another_corpus_and_files_too_short_are_refused(command, tmp_path):
+    content = json.loads(Path("good.json").read_text())
+    content["rows"][1]["texts"] = ["y" * 96]
+    Path("other.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match="none has prompts of its own"):
+        command("other.json")
+    short = tmp_path / "short"
+    short.mkdir()
+    for name in range(40):
+        (short / str(name)).write_bytes(bytes(range(70)))
+    with pytest.raises(SystemExit, match="no held-out file has the 96 bytes of a long text"):
+        writing.main(["sketch", "--data", str(short)])
