@@ -4,9 +4,11 @@
     python -m experiments.writing written.json --judge runs/judge/model.pt
 
 Texts go on for eight times their prompts, which are half a window of training, at temperature 0.8:
-`tiny` writes 32 chunks after four. Names tell whether what stood early is still spelled right late.
-A `full` of another seed reads the texts and tells bits per byte: `python train.py --history full
---seed 1 --out runs/judge`. It may favour `full`.
+`tiny` writes 32 chunks after four, and holds them all. "Names again" are those of the later half
+that begin like one of the earlier half, "spelled right" the share that is one of these. "Repeated"
+is the share of 16-byte strings that have come before in the same four chunks. A `full` of another
+seed reads the texts and tells bits per byte: `python train.py --history full --seed 1 --out
+runs/judge`. It may favour `full`.
 """
 
 import json
@@ -120,7 +122,7 @@ def writing_rows(texts: dict[str, Tensor], n: int, judge: Vist2 | None) -> Itera
         copies = [right for one in text.tolist() for right in copies_of_names(bytes(one), n)]
         row = {"writer": name, "names again": len(copies)}
         row["spelled right"] = sum(copies) / len(copies) if copies else ""
-        row["repeated %"] = 100 * share_repeated(text, half)
+        row["repeated"] = share_repeated(text, half)
         yield row | (judge_texts(judge, text, half) if judge else {})
 
 
@@ -182,7 +184,7 @@ def main(argv: list[str] | None = None) -> None:
                 info |= {"machine": this_machine(device)}
                 source = write_texts(source, name, texts[REAL])
             infos[name], texts[name] = info, source
-        title = f"Texts of {LENGTH} times their prompts after these, judged by "
+        title = f"Texts that go on for {LENGTH} times their prompts, judged by "
         rows = show(title + (args.judge or "nobody"), writing_rows(texts, n, judge))
         for row, info, text in zip(rows, infos.values(), texts.values(), strict=True):
             row |= {"info": info}
