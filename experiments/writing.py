@@ -187,8 +187,8 @@ def main(argv: list[str] | None = None) -> None:
         title = f"Texts that go on for {LENGTH} times their prompts, judged by "
         rows = show(title + (args.judge or "nobody"), writing_rows(texts, n, judge))
         for row, info, text in zip(rows, infos.values(), texts.values(), strict=True):
-            row |= {"info": info}
-            row["texts"] = [bytes(one).decode("latin-1") for one in text.tolist()]
+            strings = [bytes(one).decode("latin-1") for one in text.tolist()]
+            row |= {"info": info, "texts": strings}
         if args.json:
             save_json(args.json, {"judge": judged, "chunk": n, "rows": rows})
 
