@@ -88,12 +88,17 @@ def held_out_texts(model: Vist2, corpus: Corpus) -> Tensor:
     return windows[torch.randperm(len(windows), generator=generator(0))[:TEXTS]]
 
 
+def prompts_of(texts: Tensor) -> Tensor:
+    """(B, T) texts -> (B, half), half a training window of each."""
+    return texts[:, : texts.shape[1] // (1 + LENGTH)]
+
+
 def write_texts(model: Vist2, rival: str, texts: Tensor) -> Tensor:
-    """What a model writes in place of all but the prompts of texts (B, T), on the memory of its own
-    output: nothing is dropped, that is of 36 chunks, where training's longest windows have 32."""
-    (B, T), half = texts.shape, texts.shape[1] // (1 + LENGTH)
+    """What a model writes after the prompts of texts (B, T), up to their length, on the memory of
+    its own output. Nothing is dropped: `tiny` holds 36 chunks, its training sees 32 at most."""
+    (B, T), prompts = texts.shape, prompts_of(texts)
     session = RIVALS[rival].writing(model, B, capacity=T + model.config.chunk)
-    return continue_texts(session, texts[:, :half], LENGTH * half)
+    return continue_texts(session, prompts, T - prompts.shape[1])
 
 
 def read_texts(path: str) -> tuple[int, dict[str, tuple[dict, Tensor]]]:
@@ -118,7 +123,7 @@ def read_texts(path: str) -> tuple[int, dict[str, tuple[dict, Tensor]]]:
 def writing_rows(texts: dict[str, Tensor], n: int, judge: Vist2 | None) -> Iterator[dict]:
     """A row for each writer. n: bytes of a chunk."""
     for name, text in texts.items():
-        half = text.shape[1] // (1 + LENGTH)
+        half = prompts_of(text).shape[1]
         copies = [right for one in text.tolist() for right in copies_of_names(bytes(one), n)]
         row = {"writer": name, "names again": len(copies)}
         row["spelled right"] = sum(copies) / len(copies) if copies else ""
@@ -150,8 +155,7 @@ def open_all(paths: list[str], device: torch.device) -> tuple[int, dict]:
         sources |= found
     kept = {name: source for name, (_, source) in sources.items() if isinstance(source, Tensor)}
     for name, text in kept.items():
-        prompts = [one[:, : one.shape[1] // (1 + LENGTH)] for one in (text, kept[REAL])]
-        if not torch.equal(*prompts):
+        if not torch.equal(prompts_of(text), prompts_of(kept[REAL])):
             raise UserError(f"{name} has prompts of its own, expected texts of one corpus")
     return chunk, sources
 

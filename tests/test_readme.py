@@ -108,7 +108,7 @@ def test_the_tables_of_equal_cache_of_writing_and_of_controls_are_what_their_jso
         assert cells[1:3] == [row.pop("memory"), row.pop("ratio")]
         assert all(map(agrees, cells[:1] + cells[3:], row.values())), cells
     for cells, row in zip(rows_of(page, "writer"), json_of("written")["rows"], strict=True):
-        assert all(map(agrees, cells, row.values())), cells  # after these come its texts
+        assert all(map(agrees, cells, row.values())), cells  # then comes its info
     rows = rows_of((ROOT / "docs/rivals.md").read_text(), "`sketch`, what it is shown")
     content = json_of("rivals-whole")
     none = next(run for run in content["runs"] if run["rival"] == "none")
