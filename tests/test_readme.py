@@ -21,6 +21,7 @@ def test_the_line_counts_in_the_readme_are_those_of_the_files():
 def test_every_linked_file_and_every_program_is_there():
     for page in DOCS:
         text = page.read_text()
+        assert not re.findall(r"(?<!`)`python [^`\n]*\n", text), f"{page.name}: a command is cut"
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
         for program in re.findall(r"python (\w+\.py)", text):
