@@ -22,14 +22,15 @@ trains the encoder through the sketch tokens.
 Notable, and where it comes from:
 
     sketches see sketches only     this project: what is kept of a chunk is what its pixels show
-    grouped-query attention        Qwen3, and so is QK-norm, RMSNorm on queries and keys
+    QK-norm                        Qwen3: RMSNorm on queries and keys; and so is grouped-query
+                                   attention, `kv_heads`, of which neither preset makes use
     a learned gain on the query    this project: QK-norm alone caps how sharp attention can get
     a quarter turns under RoPE     GPT-NeoX, Black et al. 2022: content is compared at any distance
     key offset                     modded-nanogpt: half of a key is the token before's, so that
                                    what matches it returns what follows (mask.py)
     one code for text and sketch   this project: `embed_text`; recall needs it, and key offset
-    its opening in every input     this project: so a byte knows whether it is read, by its place,
-                                   or written, by content
+    its opening in every input     this project: after READ the next byte is found by its place in
+                                   the sketch, after START by what the text says
     squared ReLU                   Primer, So et al. 2021
     RMSNorm without a gain         Zhang and Sennrich 2019; the matrix that follows can hold one
     zero-initialised head          the first prediction is uniform over the bytes
@@ -83,11 +84,12 @@ class Config:
     def __post_init__(self):
         for field in fields(self):
             value, most = getattr(self, field.name), 2**10 if "layers" in field.name else 2**20
-            known = type(value) in (int, field.type) and 0 < value <= most
+            known = type(value) in (int, field.type) and 1 <= value <= most
             if field.name != "cell" and not known:
-                raise UserError(f"{field.name} is {value!r}, expected a number from 1 to {most:,}")
+                expected = f"{field.type.__name__} from 1 to {most:,}"
+                raise UserError(f"{field.name} is {value!r}, expected {expected}")
         patches = patches_per_chunk(self.chunk, self.cell)
-        if self.merge & (self.merge - 1) or patches % self.merge:  # a token joins parts of one line
+        if self.merge & (self.merge - 1) or patches % self.merge:  # joins parts of a line, or lines
             expected = f"a power of two that divides a chunk's {patches} patches"
             raise UserError(f"merge is {self.merge}, expected {expected}")
         for name, of, step in (  # a quarter of a head turns, in pairs
@@ -295,14 +297,16 @@ class Vist2(nn.Module):
     def embed_text(self, ids: Tensor, openings: Tensor) -> Tensor:
         """The decoder's inputs of runs of text that see each other: (.., T) ids -> (.., T, C).
 
-        Each is its byte, the opening of its run (.., 1), and what the speller, transposed, makes
-        of it and the bytes before: so a line of bytes has the code of the sketch token whose last
-        line it is, at the default cell its only one.
+        openings: (.., 1), of each run. An input is a sum of three: the embedding of its byte, that
+        of its run's opening, and a causal convolution over its byte and the ones before. The kernel
+        is the speller, transposed: so the last bytes of a text have nearly the code of a sketch
+        token that shows them. Where a patch has several lines the kernel is that of the last.
         """
         x, c = self.embed(ids), self.config
         how = dict(k=c.merge, byte=PATCH // c.cell[1], text=c.width)
         code = rearrange(self.speller.weight, "(k line byte text) C -> line C text (k byte)", **how)
-        kernel = code[-1, ..., -PAGE // c.cell[1] :]  # of as many bytes, or a page's line of them
+        # MPS reads a kernel as if it were contiguous, before torch 2.14
+        kernel = code[-1, ..., -PAGE // c.cell[1] :].contiguous()
         padded = F.pad(x.flatten(0, -3).mT, (kernel.shape[-1] - 1, 0))
         looked_back = F.conv1d(padded, kernel).mT.view_as(x)
         # an opening that is a byte, where the chunk before stays in sight, means writing
@@ -321,9 +325,9 @@ class Vist2(nn.Module):
 
         text: (B, N, n) bytes. openings: (B, N) ids, all START if None; where the byte before is
         visible as text it opens the chunk itself. history: one of HISTORIES; for "prompt", the
-        first `prompt_chunks` are the prompt. memory: sketch tokens (B, N, m, C) to use in place of
-        compress(text). skip: no logits are wanted of so many first chunks; where nobody sees their
-        text they enter the decoder as sketches alone.
+        first `prompt_chunks` are the prompt. memory: sketch tokens (B, N - 1, m, C) to use in place
+        of compress(text); of the last chunk nobody sees them. skip: no logits are wanted of so many
+        first chunks; where nobody sees their text they enter the decoder as sketches alone.
         Returns (B, N - skip, n, 256) logits, of which [:, i, k] predicts text[:, skip + i, k].
         """
         B, N, n = text.shape

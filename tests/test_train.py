@@ -392,7 +392,7 @@ def test_a_run_reports_in_any_encoding_and_moves_no_cursor(start, tmp_path, monk
 
 
 BAD_INPUT = [
-    (f"--chunk {2**64}", "chunk is 18446744073709551616, expected a number from 1 to"),
+    (f"--chunk {2**64}", "chunk is 18446744073709551616, expected int from 1 to"),
     (f"--batch-bytes {10**18}", "--batch-bytes is 1000000000000000000"),
     ("--device cpu:1", "device 'cpu:1' is not there"),
     ("--resume", "new/model.pt is not there, expected a checkpoint"),

@@ -244,6 +244,14 @@ def test_bytes_have_the_code_of_the_patch_whose_last_line_they_are(cell):
     assert (model.embed_text(text, read) != model.embed_text(text, start)).any(-1).all()
 
 
+def test_a_convolution_gets_a_kernel_that_every_device_reads_right(model, monkeypatch):
+    """MPS takes a kernel in strides for a contiguous one and gives wrong values (before 2.14)."""
+    kernels, convolve = [], F.conv1d
+    monkeypatch.setattr(F, "conv1d", lambda x, k: kernels.append(k) or convolve(x, k))
+    model(random_text())
+    assert kernels and all(kernel.is_contiguous() for kernel in kernels)
+
+
 # ----------------------------------------------------------------------------------- sketches
 
 
@@ -412,20 +420,21 @@ def test_sizes_follow_from_the_cell():
     [
         (dict(merge=3), "merge is 3, expected a power of two"),
         (dict(merge=32), "a power of two that divides a chunk's 16 patches"),
-        (dict(merge=0), "merge is 0, expected a number from 1"),
+        (dict(merge=0), "merge is 0, expected int from 1"),
         (dict(chunk=63), "chunk 63 does not divide"),
         (dict(chunk=24), "chunk 24 does not divide"),  # six patches
         (dict(cell=(5, 5)), "cell .* is unknown"),
         (dict(cell=[16, 4]), "cell .* is unknown"),
         (dict(cell=(8, 8)), "cell .* is unknown"),
-        (dict(width=0), "width is 0, expected a number from 1 to 1,048,576"),
+        (dict(width=0), "width is 0, expected int from 1 to 1,048,576"),
         (dict(width=-128), "width is -128"),
-        (dict(layers=1.5), "layers is 1.5"),
-        (dict(layers=10**9), "layers is 1000000000, expected a number from 1 to 1,024"),
+        (dict(layers=1.5), "layers is 1.5, expected int from 1"),
+        (dict(layers=10**9), "layers is 1000000000, expected int from 1 to 1,024"),
         (dict(encoder_layers=10**9), "encoder_layers is 1000000000"),
         (dict(mlp=2**64), "mlp is"),
         (dict(width="128"), "width is '128'"),
         (dict(rope_base=float("nan")), "rope_base is nan"),
+        (dict(rope_base=0.5), "rope_base is 0.5, expected float from 1 to"),
         (dict(heads=4, kv_heads=3), "heads is 4, expected a multiple of 3"),
         (dict(head_width=12), "head_width is 12, expected a multiple of 8"),
         (dict(encoder_heads=3), "encoder_width is 128, expected a multiple of 24"),
