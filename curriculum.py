@@ -14,7 +14,7 @@ import torch
 from console import UserError, warn
 from data import Batch, Corpus, Text, copy_batch, draw, generator
 from data import language_batch, reading_batch, spelling_batch
-from questions import EXAMPLES, question_batch, repeat_example, sample_of_similar_length
+from questions import EXAMPLES, SHORTEST, question_batch, repeat_example, sample_of_similar_length
 from render import fills_page, patches_per_chunk
 from vist2 import Config
 
@@ -29,9 +29,9 @@ CHUNK_TASKS = {
 
 @dataclass(frozen=True)
 class Stage:
-    """What fills a step, in parts of --batch-bytes, which are also the weights of the losses.
+    """The tasks of a step. A task's share is its part of --batch-bytes and the weight of its loss.
 
-    `spelling` are single chunks: each sketch token names its bytes; `reading` are pairs of a chunk
+    `spelling` takes single chunks: each sketch token names its bytes; `reading` pairs of a chunk
     and its copy, `copy` of a chunk and the same wound round. Language modelling comes in quarters:
     with all text visible (`text`), or with sketches as the only past and chunks of a sixteenth, a
     quarter or the whole of the config's chunk length, in windows of `windows` times the config's.
@@ -100,7 +100,6 @@ TABLES = {"curriculum": CURRICULUM, "instruct": INSTRUCT}
 INSTRUCT_RATE = 0.5  # of the curriculum's learning rate
 MAX_STEPS = 10**6
 MAX_OWN_CHUNKS = 40  # of an example that a user gives
-SHORTEST = 16  # bytes of a chunk that facts of all styles fit
 
 
 def count_steps(stages) -> int:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from console import one_line, printable
 from data import Corpus, generator, pair_batch
 from generate import generate, read_back
-from questions import Example, question_batch, recall_example
+from questions import SHORTEST, Example, question_batch, recall_example
 from vist2 import BYTES, READ, Vist2, byte_losses
 
 DISTANCES = (1, 2, 3, 4, 5, 6, 7, 8, 16, 32)  # chunks
@@ -137,7 +137,7 @@ def report(model: Vist2, corpus: Corpus, info: dict) -> None:
     }
     for name, value in evaluate(model, corpus, history).items():
         print(f"  {name:14} {value:6.3f} {units.get(name, 'bits per byte')}")
-    if info["max_context"]:
+    if info["max_context"] and n >= SHORTEST:
         print(f"  values recalled exactly, {QUESTIONS} questions at each distance in chunks:")
         for name, value in recall_by_distance(model, corpus, history, 32, QUESTIONS).items():
             print(f"  {name:14} {value:6.3f}", flush=True)

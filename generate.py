@@ -107,7 +107,7 @@ def generate(
 
 def answer(model: Vist2, context: bytes, question: bytes, max_new_bytes: int, **how):
     """(response, whether STOP ended it) to a question about a context. Raises UserError for text
-    that holds a role's byte. how: see generate."""
+    that holds a role's byte. how: temperature, top_k, seed and history, as in `generate`."""
     check_range("--max-new-bytes", max_new_bytes, 0)
     refuse_roles(context)
     prompt = question_prompt(context, question)
@@ -258,15 +258,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--watch", action="store_true", help="on a terminal: show each chunk turn into its sketch")
     add("--stats", action="store_true", help="print what the cache holds, and speed")
     args = parser.parse_args(argv)
-    if args.temperature is None:
-        args.temperature = 0.8 if args.ask is None else 0.0
-    if args.max_new_bytes is None:
-        args.max_new_bytes = 512 if args.ask is None else 128
     return args
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Raises UserError for options that do not go together."""
+    """Raises UserError for options that do not go together; fills in what was not said."""
     if (args.ask is None) != (args.context is None):
         raise UserError("--ask QUESTION and --context FILE, - for standard input, go together")
     if args.ask == args.context == "-":
@@ -274,14 +270,22 @@ def check_options(args: argparse.Namespace) -> None:
     continues = args.ask is None and args.read is None
     if not continues and (args.watch or args.stats or args.history_chunks is not None):
         raise UserError("--watch, --stats and --history-chunks are for continuing a text")
-    if args.read is not None and args.history:
-        raise UserError("--history is not for --read, which reads sketches")
+    writing = (args.history, args.max_new_bytes, args.temperature, args.top_k)
+    if args.read is not None and any(value is not None for value in writing):
+        options = "--history, --max-new-bytes, --temperature and --top-k"
+        raise UserError(f"{options} are not for --read, which reads every sketch as it is")
+    if args.temperature is None:
+        args.temperature = 0.8 if args.ask is None else 0.0
+    if args.max_new_bytes is None:
+        args.max_new_bytes = 512 if args.ask is None else 128
 
 
 def run(args: argparse.Namespace) -> None:
     check_options(args)
     model, info = open_model(args.checkpoint, CHECKPOINT, find_device(args.device))
     args.history = args.history or info["history"]
+    if args.history in HISTORIES and args.history != info["history"]:
+        warn(f"--history {args.history}, but training was under {info['history']}")
     if args.watch and args.history != "sketch":
         raise UserError(f"--watch is for --history sketch, this is {args.history}")
     if args.bf16:

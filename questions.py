@@ -27,6 +27,7 @@ MAX_PASSAGES = 4  # to repeat in a row
 FILLER = bytes(range(BYTES))  # not zeros: pages of them might come to mean an answer's end
 QUOTED = 16  # characters of the line from which to repeat
 TRIES = 1000  # to find what can be asked for
+SHORTEST = 16  # bytes of a chunk that facts of all styles fit
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,9 @@ def question_batch(examples: list[Example], chunk: int) -> Batch:
     for example in examples:
         text, weights = example.context, [0] * len(example.context)
         for question, response in example.turns:
-            text = question_prompt(text, question) + response + bytes([STOP])
-            weights += [0] * (len(text) - len(weights) - len(response) - 1)
-            weights += [1] * (len(response) + 1)
+            prompt = question_prompt(text, question)
+            text = prompt + response + bytes([STOP])
+            weights += [0] * (len(prompt) - len(weights)) + [1] * (len(response) + 1)
         rows.append(text)
         counted.append(weights)
     length = max(2, *(-(-len(text) // chunk) for text in rows)) * chunk  # one sketch at least

@@ -136,8 +136,8 @@ def test_the_report_says_what_a_number_is_and_that_reading_text_can_be_guessed(
     dirty = b"a line\x1b[2J of text\n" * 99
     corpus = Corpus("dirty", "d1935", Text([dirty], 64), Text([dirty], 64))
 
-    def said(**changes):
-        evaluate.report(make_model(), corpus, info(**changes))
+    def said(chunk=16, **changes):
+        evaluate.report(make_model(chunk=chunk), corpus, info(**changes))
         return capsys.readouterr().out
 
     language = said()
@@ -150,3 +150,4 @@ def test_the_report_says_what_a_number_is_and_that_reading_text_can_be_guessed(
     answers = said(max_context=100)
     assert "2 questions at each distance" in answers
     assert all(f"  recall {distance} " in answers for distance in evaluate.DISTANCES)
+    assert "recall" not in said(chunk=8, max_context=100)  # own examples: a fact is too long

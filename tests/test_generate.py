@@ -205,7 +205,10 @@ def test_a_checkpoint_says_what_it_was_trained_for(run, model, monkeypatch, caps
     expected = dict(temperature=0.8, history="full", history_chunks=chunks)
     assert piped(monkeypatch, run + how) == generate(model, b"p" * 40, 30, **expected)
     longer = "--history-chunks 5 is more than the 4 that training saw"
-    assert (longer in capsys.readouterr().err) == (chunks == 5)
+    said = capsys.readouterr().err
+    assert (longer in said) == (chunks == 5) and "but training was under" not in said
+    piped(monkeypatch, [*run, *how, "--history", "none"])
+    assert "--history none, but training was under full" in capsys.readouterr().err
     g.main([*run, "--read", "context"])
     assert "trained under history 'full', it never learned to read" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="model.pt never learned to answer, .*checkpoint .*tiny"):
@@ -217,7 +220,9 @@ def test_what_is_not_said_comes_from_training_and_from_what_is_asked_for(run, mo
     written = piped(monkeypatch, [*run, "--prompt", "p" * 90, "--max-new-bytes", "30"])
     assert written == generate(model, b"p" * 90, 30, temperature=0.8, history_chunks=6)
     assert written != generate(model, b"p" * 90, 30, temperature=0.8)  # 4 chunks
-    assert g.parse([]).max_new_bytes == 512 and g.parse(ASK).max_new_bytes == 128
+    for arguments, expected in (([], (512, 0.8)), (ASK, (128, 0))):
+        g.check_options(args := g.parse(arguments))
+        assert (args.max_new_bytes, args.temperature) == expected
 
 
 def test_stats_count_the_cache(run, capsys, monkeypatch):
@@ -337,7 +342,10 @@ BAD = {
     "--history full --watch": "--watch is for --history sketch, this is full",
     "--ask who? --context tiny --max-new-bytes -1": "--max-new-bytes is -1",
     f"--ask who? --context tiny --max-new-bytes {HUGE}": f"--max-new-bytes is {HUGE}",
-    "--read tiny --history full": "--history is not for --read",
+    "--read tiny --history full": "--top-k are not for --read",
+    "--read tiny --max-new-bytes 9": "--top-k are not for --read",
+    "--read tiny --temperature 0": "--top-k are not for --read",
+    "--read tiny --top-k 2": "--top-k are not for --read",
     "--read tiny": "tiny has 1 bytes, expected at least one chunk, 16",
     "--read /dev/zero": "/dev/zero is too long, expected at most 5,000 bytes",
     "--prompt-file /dev/zero": "/dev/zero is too long",

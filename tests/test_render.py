@@ -8,7 +8,7 @@ from PIL import Image
 
 import render
 from console import UserError
-from render import CELLS, PATCH, check_cell, fills_page, glyphs, half_characters
+from render import CELLS, PATCH, fills_page, glyphs, half_characters
 from render import patches_per_chunk
 
 
@@ -150,7 +150,7 @@ def test_a_cell_that_is_not_known_is_refused_with_those_that_are(capsys):
     assert known in capsys.readouterr().err
     for cell in ((9, 9), (4, 16), [16, 4]):
         with pytest.raises(UserError, match="is unknown, expected one of 16x8, 16x4, 8x4, 4x4"):
-            check_cell(cell)
+            patches_per_chunk(64, cell)
 
 
 def test_a_picture_too_wide_for_a_terminal_is_shrunk_whole():
