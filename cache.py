@@ -29,8 +29,8 @@ GROUP = 64  # chunks that are encoded at a time, which bounds what the encoder n
 class KVCache:
     """Keys and values of all layers: one buffer, made once, of which `length` entries are held.
 
-    newest: the keys of the newest sketch token and of the newest text token, two for each layer,
-    as they are before key offset, which gives half of each to the next token of its kind.
+    newest: for each layer the key of the newest sketch token and that of the newest text token,
+    before key offset, by which half of each goes into the key of the next token of its kind.
     """
 
     def __init__(self, config: Config, batch: int, capacity: int, weight: Tensor):
@@ -53,8 +53,8 @@ class Session:
 
     history: "sketch" turns every finished chunk into its sketch; "prompt" only the prompt's;
     "full" keeps all text, "none" the open chunk's. capacity: bytes of text the cache is made for,
-    by default a training window. When it is reached, the oldest half of the chunks is dropped and
-    the rest prefilled anew; "prompt" keeps as text what was text.
+    by default the shortest training window. When it is reached, the oldest half of the chunks is
+    dropped and the rest prefilled anew; "prompt" keeps as text what was text.
 
     Raises UserError for an unknown history and for too small a capacity.
     """

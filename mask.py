@@ -36,8 +36,8 @@ def interleave(text: Tensor, sketches: Tensor, skip: int = 0) -> Tensor:
 
 
 def sketch_positions(chunks: Tensor, n: int, m: int) -> Tensor:
-    """Chunk indices (S,) -> (S, m): a sketch token stands where the last of its n / m bytes does,
-    so that a chunk's last one is the left neighbour of the next opening."""
+    """Chunk indices (S,) -> (S, m): a sketch token stands one place before the input of the last of
+    its n / m bytes, so that a chunk's last one is the left neighbour of the next opening."""
     return chunks[:, None] * n + (torch.arange(m, device=chunks.device) + 1) * (n // m) - 1
 
 
@@ -89,7 +89,7 @@ class Plan(NamedTuple):
 
 def offset_keys(k: Tensor, previous: Tensor) -> Tensor:
     """Key offset: half of the channels, of which RoPE turns none, show the token before instead.
-    k (B, KV, S, D); previous (T,) of the last T tokens -> (B, KV, T, D)."""
+    k (B, KV, K, D); previous (T,) of the last T tokens -> (B, KV, T, D)."""
     quarter, own = k.shape[-1] // 4, k[:, :, -len(previous) :]
     before = k[..., quarter : 3 * quarter].index_select(2, previous)
     return torch.cat([own[..., :quarter], before, own[..., 3 * quarter :]], dim=-1)

@@ -37,12 +37,6 @@ def cell_name(cell: tuple[int, int]) -> str:
 KNOWN_CELLS = ", ".join(map(cell_name, CELLS))
 
 
-def check_cell(cell: tuple[int, int]) -> None:
-    """Raises UserError for a cell that is not one of CELLS."""
-    if cell not in CELLS:
-        raise UserError(f"cell {cell!r} is unknown, expected one of {KNOWN_CELLS}")
-
-
 @functools.lru_cache
 def glyphs(cell: tuple[int, int]) -> torch.Tensor:
     """All 256 bitmaps: (256, h, w) float32 in [0, 1], 1 is ink. Do not write to the result.
@@ -78,7 +72,8 @@ def patches_per_chunk(n: int, cell: tuple[int, int]) -> int:
 
     Raises UserError for an unknown cell, and where n bytes do not fill such a page.
     """
-    check_cell(cell)
+    if cell not in CELLS:
+        raise UserError(f"cell {cell!r} is unknown, expected one of {KNOWN_CELLS}")
     ratio = (PATCH // cell[0]) * (PATCH // cell[1])
     m = n // ratio
     if n % ratio or not fills_page(m):

@@ -60,7 +60,7 @@ def task_losses(model, task, history, text, openings, weights, skip: int) -> dic
 
 def backward(model: Vist2, batches, settings: "Settings") -> dict[str, float]:
     """Add the gradients of all tasks of one step. Returns the losses in bits per byte and the
-    accuracy of reading; spelling as measured on the last of the batches that are half noise."""
+    accuracy of reading. Many tasks spell: the loss is that of the last one of CHUNK_TASKS."""
     log = {}
     for task, share, batch in batches:
         tensors = [part.to(model.device) for part in batch[:3]]
@@ -72,8 +72,7 @@ def backward(model: Vist2, batches, settings: "Settings") -> dict[str, float]:
         if task not in CHUNK_TASKS:
             measured.pop("spelling", None)
         log |= {name: value.detach() for name, value in measured.items()}
-    nats = {"accuracy": 1.0}  # the rest is losses
-    return {name: value.item() / nats.get(name, math.log(2)) for name, value in log.items()}
+    return {k: v.item() / (1 if k == "accuracy" else math.log(2)) for k, v in log.items()}
 
 
 def compile_blocks(model: Vist2) -> None:
@@ -138,13 +137,10 @@ class Settings:
         usual["lr"] *= INSTRUCT_RATE if instruct else 1
         given = {name: getattr(self, name) for name in usual if getattr(self, name) is not None}
         settings = replace(self, **usual | given)
-        for name, least, most in (
-            ("steps", 1, MAX_STEPS),
-            ("batch_bytes", 1, 2**30),
-            ("lr", 1e-9, 1e3),
-            ("seed", 0, 2**63 - 1),
-        ):
-            check_range(f"--{name.replace('_', '-')}", getattr(settings, name), least, most)
+        check_range("--steps", settings.steps, 1, MAX_STEPS)
+        check_range("--batch-bytes", settings.batch_bytes, 1, 2**30)
+        check_range("--lr", settings.lr, 1e-9, 1e3)
+        check_range("--seed", settings.seed, 0, 2**63 - 1)
         return settings
 
     @property
