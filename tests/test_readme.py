@@ -94,6 +94,16 @@ def test_the_table_of_rivals_is_what_its_json_has(head, file):
         assert len(far) == len(recall[name][8:]) and all(map(agrees, far, recall[name][8:])), name
 
 
+def test_the_table_of_the_rivals_costs_is_what_its_json_has():
+    runs = {run["rival"]: run for run in json_of("rivals-whole")["runs"]}
+    rows = rows_of((ROOT / "docs/rivals.md").read_text(), "cost")
+    assert {name.strip("`") for name, *_ in rows} == set(runs)
+    for name, *cells in rows:
+        run = runs[name.strip("`")]
+        fields = ("encoder weights", "encoder MFLOP", "entries", "KiB")
+        assert all(map(agrees, cells, (run[field] for field in fields))), name
+
+
 def test_the_table_of_the_sweep_is_what_its_json_has():
     page = (ROOT / "docs/rivals.md").read_text()
     fields = ("GFLOP at most", "ratio", "width", "layers", "mlp", "MFLOP a byte written", "bpb")
