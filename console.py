@@ -1,8 +1,8 @@
 """How a program here talks to a person: one line for a mistake, a traceback for a bug.
 
 Every command line runs inside `command_line`. A `UserError` says what was given and what was
-expected. It ends the program in one line, as a file that cannot be opened does and a lack of
-memory. Any other exception is a bug and keeps its traceback: this code is there to be edited.
+expected. It ends the program in one line, and so do an OSError and a lack of memory. Any other
+exception is a bug and keeps its traceback: this code is there to be edited.
 """
 
 import codecs

@@ -257,12 +257,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--bf16", action=argparse.BooleanOptionalAction, default=False, help="halves the memory")
     add("--watch", action="store_true", help="on a terminal: show each chunk turn into its sketch")
     add("--stats", action="store_true", help="print what the cache holds, and speed")
-    args = parser.parse_args(argv)
-    return args
+    return parser.parse_args(argv)
 
 
-def check_options(args: argparse.Namespace) -> None:
-    """Raises UserError for options that do not go together; fills in what was not said."""
+def resolve(args: argparse.Namespace) -> None:
+    """What was not said, filled in. Raises UserError for options that do not go together."""
     if (args.ask is None) != (args.context is None):
         raise UserError("--ask QUESTION and --context FILE, - for standard input, go together")
     if args.ask == args.context == "-":
@@ -281,7 +280,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    check_options(args)
+    resolve(args)
     model, info = open_model(args.checkpoint, CHECKPOINT, find_device(args.device))
     args.history = args.history or info["history"]
     if args.history in HISTORIES and args.history != info["history"]:

@@ -221,7 +221,7 @@ def test_what_is_not_said_comes_from_training_and_from_what_is_asked_for(run, mo
     assert written == generate(model, b"p" * 90, 30, temperature=0.8, history_chunks=6)
     assert written != generate(model, b"p" * 90, 30, temperature=0.8)  # 4 chunks
     for arguments, expected in (([], (512, 0.8)), (ASK, (128, 0))):
-        g.check_options(args := g.parse(arguments))
+        g.resolve(args := g.parse(arguments))
         assert (args.max_new_bytes, args.temperature) == expected
 
 

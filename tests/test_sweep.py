@@ -11,7 +11,7 @@ import train
 from console import UserError
 from data import load_corpus
 from experiments import compare, sweep
-from experiments.bench import encoder_flops
+from experiments.bench import count_deep, encoder_flops
 from vist2 import Config
 
 HOW = dict(device="cpu", steps=3, lr=5e-3)
@@ -39,8 +39,9 @@ def test_a_run_is_the_widest_that_fits(ratio):
     assert 0.9e9 * COST < costs[0] <= 1e9 * COST < min(costs[1:])
     assert run.config.width == run.width and run.config.mlp == run.mlp >= 4 * run.width
     assert ratio == 1 or run.config.ratio == ratio
-    encoder = sweep.count_costs(run.config, run.history)["encoder"]  # is in what reading costs
-    assert encoder == (encoder_flops(run.config) * 64 // 16 if ratio > 1 else 0)
+    decoder = count_deep(run.config, run.history, 64, 0)["read"]
+    encoder = encoder_flops(run.config) * 64 // 16 if run.history == "sketch" else 0
+    assert costs[0] == decoder + encoder and (ratio == 1 or encoder > 0)
 
 
 def test_all_that_fits_is_trained_scored_and_written(small_file, tmp_path, monkeypatch, capsys):
