@@ -96,9 +96,8 @@ class Session:
         k = torch.cat([self.cache.newest[layer], k], dim=2)
         self.cache.newest[layer] = k.index_select(2, newest)
         keys, values = self.cache.append(layer, offset_keys(k, previous), v)
-        causal = mask is None and q.shape[2] > 1
-        attention = partial(F.scaled_dot_product_attention, is_causal=causal, enable_gqa=True)
-        return attention(q, keys, values, attn_mask=mask)
+        how = dict(attn_mask=mask, is_causal=mask is None and q.shape[2] > 1, enable_gqa=True)
+        return F.scaled_dot_product_attention(q, keys, values, **how)
 
     @torch.inference_mode()
     def _feed(self, x: Tensor, positions: Tensor, sketches: int = 0, opens=True) -> Tensor:

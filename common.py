@@ -15,6 +15,7 @@ FORMAT = "vist2 checkpoint 6"
 # What every info holds; max_window and max_context are the most bytes of text that training saw at
 # a time, and of what it was asked about.
 INFO = {"step": int, "steps": int, "history": str, "max_window": int, "max_context": int}
+CHECKPOINT = "runs/sketch/model.pt"  # what train.py writes
 WEIGHTS = Path(__file__).parent / "weights/tiny.pt"  # come with the code
 
 
@@ -127,10 +128,10 @@ def load_checkpoint(path: str | Path, device="cpu") -> tuple[Vist2, dict]:
     return restore(content, path).to(device).eval(), content["info"]
 
 
-def open_model(given: str | None, trained: str, device="cpu", load=load_checkpoint):
-    """(model, info) of the checkpoint that is given, else of the one that was trained here, else of
-    the weights that come with the code. Says which, and how far it was trained."""
-    path = given or (trained if Path(trained).exists() else WEIGHTS)
+def open_model(given: str | None, device="cpu", load=load_checkpoint):
+    """(model, info) of the checkpoint that is given, else of CHECKPOINT, else of WEIGHTS. Says
+    which, and how far it was trained."""
+    path = given or (CHECKPOINT if Path(CHECKPOINT).exists() else WEIGHTS)
     model, info = load(path, device)
     step, steps = info["step"], info["steps"]
     unfinished = f", UNFINISHED: step {step:,} of {steps:,}" if step < steps else ""

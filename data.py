@@ -21,7 +21,7 @@ from console import UserError, one_line, warn
 from vist2 import BYTES, READ, START
 
 HELD_OUT = 0.05  # share of the bytes
-PIECES = 20  # that a lone file is cut into, and the fewest files that a split is made of
+PIECES = 20  # the fewest files that a split is made of; each of fewer is cut into so many
 # Tests and tables resemble each other across any split, topics are read apart, site-packages and
 # dist-packages are not the library's own.
 LEFT_OUT = {"test", "tests", "idlelib", "encodings", "pydoc_data", "site-packages", "dist-packages"}
@@ -52,11 +52,8 @@ class Text:
         """(K, window) bytes, or (K, size): each file cut from its beginning, no overlap, its rest
         left out."""
         size = size or self.window
-        starts = [
-            start + torch.arange(length // size) * size
-            for start, length in zip(self.starts.tolist(), self.lengths.tolist())
-        ]
-        return self.bytes[torch.cat(starts)[:, None] + torch.arange(size)].long()
+        files = self.bytes.split(self.lengths.tolist())
+        return torch.cat([f[: len(f) // size * size].view(-1, size) for f in files]).long()
 
 
 @dataclass
@@ -89,7 +86,7 @@ def user_files(path: Path) -> dict[str, bytes]:
     if not path.is_dir():
         is_there = "is no file and no folder" if path.exists() else "is not there"
         raise UserError(f"{path} {is_there}, expected a file or a folder")
-    names = (entry.relative_to(path) for entry in sorted(path.rglob("*")) if entry.is_file())
+    names = (entry.relative_to(path) for entry in path.rglob("*") if entry.is_file())
     shown = (name for name in names if not any(part.startswith(".") for part in name.parts))
     return {name.as_posix(): (path / name).read_bytes() for name in shown}
 

@@ -20,14 +20,13 @@ from einops import rearrange
 from torch import Tensor
 
 from cache import GROUP, Session
-from common import WEIGHTS, find_device, open_model
+from common import CHECKPOINT, WEIGHTS, find_device, open_model
 from console import ByteWriter, UserError, check_range, command_line
 from console import one_line, printable, read_file, warn
 from questions import STOP, question_prompt, refuse_roles
 from render import PAGE, half_blocks, render
 from vist2 import BYTES, HISTORIES, READ, Config, Vist2
 
-CHECKPOINT = "runs/sketch/model.pt"  # what train.py writes
 # By history: what writes with it, of a model, a batch size and a capacity.
 SESSIONS = {history: partial(Session, history=history) for history in HISTORIES}
 
@@ -63,9 +62,9 @@ def write(
             logits = session.step(new)
 
 
-def end_of_prompt(prompt: bytes, capacity: int, n: int) -> bytes:
-    """What a session has room for, cut from the left by whole chunks."""
-    return prompt[max(0, len(prompt) // n - capacity // n + 1) * n :]
+def end_of_prompt(prompt: bytes, chunks: int, n: int) -> bytes:
+    """What a history of so many chunks has room for, cut from the left by whole chunks."""
+    return prompt[max(0, len(prompt) // n - chunks + 1) * n :]
 
 
 def as_row(text: bytes) -> Tensor:
@@ -95,8 +94,7 @@ def generate(
     if history not in SESSIONS:
         raise UserError(f"history is {history!r}, expected one of {', '.join(SESSIONS)}")
     session = SESSIONS[history](model, 1, capacity=chunks * model.config.chunk)
-    prompt = end_of_prompt(prompt, session.capacity, model.config.chunk)
-    logits = session.prefill(as_row(prompt))
+    logits = session.prefill(as_row(end_of_prompt(prompt, chunks, model.config.chunk)))
     written = bytearray()
     for new in write(session, logits, max_new_bytes, temperature, top_k, seed):
         if new.item() == stop:
@@ -128,7 +126,7 @@ def read_groups(model: Vist2, text: bytes, session=Session) -> Iterator[bytes]:
 
 def read_back(model: Vist2, text: bytes, session=Session) -> bytes:
     """All of `read_groups`; a rest that is no whole chunk is left out."""
-    return b"".join(read_groups(model, text, session)) if text else b""
+    return b"".join(read_groups(model, text, session)) if len(text) >= model.config.chunk else b""
 
 
 # -------------------------------------------------------------------------------- command line
@@ -153,7 +151,7 @@ def print_reading(model: Vist2, text: bytes) -> None:
     )
 
 
-def fit_context(text: bytes, info: dict, name: str = "the context") -> bytes:
+def fit_context(text: bytes, info: dict, name: str) -> bytes:
     """The end of a context, as long as training has seen. Raises UserError for a model that never
     learned to answer, and for a role's byte."""
     most = info["max_context"]
@@ -188,7 +186,7 @@ def fit_prompt(
     check_range("--history-chunks", chunks, 2, 2**20)
     if chunks > seen:
         warn(f"--history-chunks {chunks} is more than the {seen} that training saw")
-    held = end_of_prompt(prompt, chunks * config.chunk, config.chunk)
+    held = end_of_prompt(prompt, chunks, config.chunk)
     cut = len(prompt) - len(held)
     if cut:
         room = f"the history {chunks} chunks of {config.chunk}"
@@ -281,7 +279,7 @@ def resolve(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> None:
     resolve(args)
-    model, info = open_model(args.checkpoint, CHECKPOINT, find_device(args.device))
+    model, info = open_model(args.checkpoint, find_device(args.device))
     args.history = args.history or info["history"]
     if args.history in HISTORIES and args.history != info["history"]:
         warn(f"--history {args.history}, but training was under {info['history']}")

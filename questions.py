@@ -25,7 +25,7 @@ MAX_TURNS = 40  # questions for values in a row
 MAX_FACTS = 400  # in a context: more than most hold
 MAX_PASSAGES = 4  # to repeat in a row
 FILLER = bytes(range(BYTES))  # not zeros: pages of them might come to mean an answer's end
-QUOTED = 16  # characters of the line from which to repeat
+QUOTED = 16  # bytes of the line from which to repeat
 TRIES = 1000  # to find what can be asked for
 SHORTEST = 16  # bytes of a chunk that facts of all styles fit
 

@@ -62,26 +62,24 @@ def glyphs(cell: tuple[int, int]) -> torch.Tensor:
     return torch.stack(bitmaps)
 
 
-def fills_page(m: int) -> bool:
-    """Whether m patches make a page: a row of up to four, or whole rows of four."""
-    return 1 <= m <= 4 or m > 4 and m % 4 == 0
+def fills_page(patches: int) -> bool:
+    """Whether so many patches make a page: a row of up to four, or whole rows of four."""
+    return patches > 0 and (patches < 4 or patches % 4 == 0)
 
 
 def patches_per_chunk(n: int, cell: tuple[int, int]) -> int:
-    """m, the patches that n bytes fill.
-
-    Raises UserError for an unknown cell, and where n bytes do not fill such a page.
-    """
+    """The patches that n bytes fill. Raises UserError for an unknown cell, and where they make no
+    page."""
     if cell not in CELLS:
         raise UserError(f"cell {cell!r} is unknown, expected one of {KNOWN_CELLS}")
-    ratio = (PATCH // cell[0]) * (PATCH // cell[1])
-    m = n // ratio
-    if n % ratio or not fills_page(m):
+    held = (PATCH // cell[0]) * (PATCH // cell[1])  # bytes of a patch
+    patches = n // held
+    if n % held or not fills_page(patches):
         raise UserError(
             f"chunk {n} does not divide into patches: at cell {cell_name(cell)} expected "
-            f"{ratio}, {2 * ratio}, {3 * ratio} or a multiple of {4 * ratio} bytes"
+            f"{held}, {2 * held}, {3 * held} or a multiple of {4 * held} bytes"
         )
-    return m
+    return patches
 
 
 def render(chunks: torch.Tensor, cell: tuple[int, int]) -> torch.Tensor:
@@ -142,13 +140,12 @@ def contact_sheet(text: bytes, cell: tuple[int, int], chunk: int) -> Image.Image
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Draw a text as the model sees its past.")
-    parser.add_argument("file", help="any file, or - for standard input")
-    parser.add_argument("--out", default="sketch.png", help="the picture (%(default)s)")
-    parser.add_argument(
-        "--cell", type=parse_cell, default="16x4", help="16x8, 16x4, 8x4 or 4x4 (%(default)s)"
-    )
-    parser.add_argument("--chunk", type=int, default=64, help="bytes in one sketch (%(default)s)")
-    parser.add_argument("--limit", type=int, default=64, help="sketches at most (%(default)s)")
+    add = parser.add_argument
+    add("file", help="any file, or - for standard input")
+    add("--out", default="sketch.png", help="the picture (%(default)s)")
+    add("--cell", type=parse_cell, default="16x4", help=f"{KNOWN_CELLS} (%(default)s)")
+    add("--chunk", type=int, default=64, help="bytes in one sketch (%(default)s)")
+    add("--limit", type=int, default=64, help="sketches at most (%(default)s)")
     args = parser.parse_args(argv)
     with command_line("render.py", "--limit"):
         check_range("--limit", args.limit, 1, 2**16)

@@ -157,9 +157,9 @@ class Settings:
         return chosen | {"data": corpus.digest, "instruct": own} | constants
 
 
-def rate(step: int, plan: list[Stage]) -> float:
+def rate(step: int, steps: int) -> float:
     """Of the full learning rate at a step: 20 steps up, flat, the last 40 % down to 2 %."""
-    return min(1.0, (step + 1) / 20, 0.02 + 0.98 * (len(plan) - step) / (0.4 * len(plan)))
+    return min(1.0, (step + 1) / 20, 0.02 + 0.98 * (steps - step) / (0.4 * steps))
 
 
 def train(
@@ -195,7 +195,7 @@ def train(
         while info["step"] < len(plan) and not signals:
             step, stage = info["step"], plan[info["step"]]
             for optimizer, share in zip(optimizers, (1, ADAMW_RATE), strict=True):
-                optimizer.param_groups[0]["lr"] = share * settings.lr * rate(step, plan)
+                optimizer.param_groups[0]["lr"] = share * settings.lr * rate(step, len(plan))
             batches = list(
                 sample_batches(stage, model.config, corpus, settings, step, language_steps[step])
             )

@@ -149,7 +149,7 @@ def rope(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = angles
     turned, still = x.tensor_split([2 * cos.shape[-1]], dim=-1)
     a, b = turned.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos, still], dim=-1).type_as(x)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos, still], dim=-1)
 
 
 class Attention(nn.Module):
@@ -300,7 +300,7 @@ class Vist2(nn.Module):
         openings: (.., 1), of each run. An input is a sum of three: the embedding of its byte, that
         of its run's opening, and a causal convolution over its byte and the ones before. The kernel
         is the speller, transposed: so the last bytes of a text have nearly the code of a sketch
-        token that shows them. Where a patch has several lines the kernel is that of the last.
+        token that shows them. Where a token has several lines the kernel is that of the last.
         """
         x, c = self.embed(ids), self.config
         how = dict(k=c.merge, byte=PATCH // c.cell[1], text=c.width)
@@ -332,7 +332,7 @@ class Vist2(nn.Module):
         """
         B, N, n = text.shape
         if history not in HISTORIES:
-            raise ValueError(f"history is {history!r}, expected one of {', '.join(HISTORIES)}")
+            raise UserError(f"history is {history!r}, expected one of {', '.join(HISTORIES)}")
         if openings is None:
             openings = torch.full((B, N), START, device=text.device)
         if history == "none":  # every chunk is a text of its own

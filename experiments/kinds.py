@@ -18,13 +18,13 @@ from torch import Generator, Tensor
 
 import evaluate
 from cache import Session
-from common import find_device, open_model
+from common import CHECKPOINT, find_device, open_model
 from console import check_range, check_writable, command_line
 from data import Corpus, Text, generator
 from experiments.report import load_test_corpus, make_parser, save_json, show, this_machine
 from experiments.rivals import Leak, load_rival
 from experiments.sessions import GistSession
-from generate import CHECKPOINT, read_back
+from generate import read_back
 from questions import (
     CAPITALS,
     DIGITS,
@@ -239,7 +239,7 @@ def main(argv: list[str] | None = None) -> None:
         check_range("--count", args.count, 1, 10_000)
         check_writable(args.json)
         device = find_device(args.device)
-        model, info = open_model(args.checkpoint, CHECKPOINT, device, load_rival)
+        model, info = open_model(args.checkpoint, device, load_rival)
         corpus = load_test_corpus(model, info, args.data)
         content = {"machine": this_machine(model.device), "info": info, "count": args.count}
         for name, title, rows in (

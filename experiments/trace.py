@@ -20,7 +20,7 @@ from console import UserError, check_range, one_line, read_file
 from data import Corpus
 from experiments.kinds import BEGUN, name_places
 from experiments.report import load_test_corpus
-from generate import CHECKPOINT, as_row, fit_context, fit_prompt, write
+from generate import as_row, fit_context, fit_prompt, write
 from questions import STOP, question_prompt
 from render import PATCH, enlarge, glyphs, render
 from vist2 import Config, Vist2
@@ -185,7 +185,7 @@ def moment_picture(
 
 def open_sketch_model(given: str | None, device="cpu") -> tuple[Vist2, dict]:
     """`open_model` for what looks at sketches. Raises UserError for another history."""
-    model, info = open_model(given, CHECKPOINT, device)
+    model, info = open_model(given, device)
     if info["history"] != "sketch":
         trained = f"{info['path']} was trained under {info['history']!r}"
         raise UserError(f"{trained}, expected 'sketch'")

@@ -135,7 +135,7 @@ def open_file(path: str, device: torch.device) -> tuple[int, dict]:
     """(chunk, by writer its info and its texts, or the model that is to write them)."""
     if path.endswith(".json"):
         return read_texts(path)
-    model, info = open_model(path, "", device, load_rival)
+    model, info = open_model(path, device, load_rival)
     if not RIVALS[info["rival"]].writing:
         writers = ", ".join(name for name, rival in RIVALS.items() if rival.writing)
         raise UserError(f"{path} is of {info['rival']}, expected one of {writers}")
@@ -173,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
         check_writable(args.json)
         device = find_device(args.device)
         n, sources = open_all(args.files, device)
-        judge, judged = open_model(args.judge, "", device) if args.judge else (None, {})
+        judge, judged = open_model(args.judge, device) if args.judge else (None, {})
         if judge:
             found = judged["history"], judge.config.chunk
             if found != ("full", n):

@@ -14,7 +14,7 @@ from vist2 import PRESETS, Config, Vist2
 # Small enough for seconds, odd enough to catch mixed-up axes.
 PRESETS["mini"] = dict(chunks=4, width=48, layers=2, heads=4, kv_heads=2, head_width=16, mlp=96)
 PRESETS["mini"] |= dict(encoder_width=32, encoder_layers=1, encoder_heads=2)
-curriculum.DEFAULTS["mini"] = dict(steps=12, batch_bytes=512, lr=5e-3)
+curriculum.DEFAULTS["mini"] = dict(batch_bytes=512, lr=5e-3)
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import info, make_model
 
+import common
 from common import (
     FORMAT,
     INFO,
@@ -251,6 +252,7 @@ def test_it_is_said_which_checkpoint_answers_and_whether_it_was_finished(
 ):
     monkeypatch.chdir(tmp_path)
     trained, other = "runs/model.pt", "other.pt"
+    monkeypatch.setattr(common, "CHECKPOINT", trained)
     for path, step, answering, said in (
         (None, None, str(WEIGHTS), "tiny.pt answers\n"),  # nothing was trained here
         (trained, 9000, trained, "runs/model.pt answers\n"),
@@ -260,7 +262,7 @@ def test_it_is_said_which_checkpoint_answers_and_whether_it_was_finished(
         if path:
             (tmp_path / path).parent.mkdir(exist_ok=True)
             save_checkpoint(path, make_model(), info(step=step, steps=9000))
-        _, found = open_model(other if path == other else None, trained)
+        _, found = open_model(other if path == other else None)
         printed = capsys.readouterr()
         assert printed.out == "" and printed.err.count("\n") == 1 and printed.err.endswith(said)
         assert found["path"] == answering and found["step"] == (step or found["steps"])

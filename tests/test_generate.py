@@ -62,9 +62,9 @@ def test_a_batch_equals_separate_runs(model):
 
 def test_a_longer_prompt_is_cut_from_the_left_by_whole_chunks(model):
     prompt = bytes(range(100))
-    assert g.end_of_prompt(prompt, 4 * n, n) == prompt[3 * n :]
-    assert g.end_of_prompt(prompt[:63], 4 * n, n) == prompt[:63]
-    assert g.end_of_prompt(prompt[:64], 4 * n, n) == prompt[n:64]
+    assert g.end_of_prompt(prompt, 4, n) == prompt[3 * n :]
+    assert g.end_of_prompt(prompt[:63], 4, n) == prompt[:63]
+    assert g.end_of_prompt(prompt[:64], 4, n) == prompt[n:64]
     assert generate(model, prompt, 9) == generate(model, prompt[3 * n :], 9)  # a training window
     assert generate(model, prompt, 9, history_chunks=7) != generate(model, prompt, 9)
 
@@ -93,7 +93,7 @@ def test_reading_back_is_free_running_and_equals_the_uncached_forward(model, mon
         read[:, 0, k] = logits[:, 1, k].argmax(-1)
     assert g.read_back(model, text) == bytes(read.flatten().tolist())
     assert [len(group) for group in g.read_groups(model, text)] == [2 * n, n]
-    assert g.read_back(model, b"") == b""
+    assert g.read_back(model, b"") == g.read_back(model, b"abc") == b""
 
 
 # --------------------------------------------------------------------------- the weights
