@@ -274,7 +274,7 @@ def as_numbers(values) -> list[float]:
 
 def colours_of(names) -> dict[str, str]:
     """COLOURS, and others for what has none there."""
-    others = itertools.cycle(f"C{index}" for index in (3, 4, 5, 6, 8, 9))
+    others = itertools.cycle("C3 C4 C5 C6 C8 C9 black navy gold peru".split())
     return {name: COLOURS.get(name) or next(others) for name in names}
 
 
