@@ -339,7 +339,7 @@ def test_every_command_in_the_docs_is_known_and_writes_into_the_current_folder(m
     for page in (ROOT / "README.md", *ROOT.glob("docs/*.md")):
         commands += re.findall(r"python -m experiments\.(\w+)([^`#\n]*)", page.read_text())
     known = {"bench", "budget", "compare", "demo", "dryrun", "figures", "kinds"}
-    known |= {"sessions", "sweep", "writing"}
+    known |= {"looks", "sessions", "sweep", "writing"}
     assert {name for name, _ in commands} == known
     core = import_module("generate")
     monkeypatch.setattr(core, "SESSIONS", core.SESSIONS.copy())

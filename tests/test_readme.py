@@ -151,6 +151,12 @@ def test_the_table_of_rivals_kind_by_kind_is_what_their_json_has():
             assert agrees(cells[column], known.get(cells[0], "")), (name, cells)
 
 
+def test_the_table_of_new_marks_is_what_its_json_has():
+    rows = rows_of((ROOT / "docs/rivals.md").read_text(), "place")
+    for cells, row in zip(rows, json_of("looks")["rows"], strict=True):
+        assert all(map(agrees, cells, row.values())), cells
+
+
 def test_what_the_readme_shows_in_python_answers(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     [code] = re.findall(r"```python\n(from common.*?)```", README, re.S)

@@ -1,0 +1,122 @@
+"""Does a model take a mark that training never used as a mark for what it looks like?
+
+    python -m experiments.looks                                   what train.py has written
+    python -m experiments.looks weights/tiny.pt runs/compare/conv-*/model.pt --json looks.json
+
+Values of plain facts are asked for, in contexts of up to 512 bytes, but the facts end with another
+byte than a newline, or have another one in place of `=`. Training uses neither HELD_BACK nor
+control bytes so, apart from newline and tab, which are drawn as all of these are: a letter, white
+on black. To an encoder of bytes it is all the same how a byte is drawn.
+"""
+
+import unicodedata
+from collections.abc import Callable, Iterator
+from functools import partial
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+import render
+from common import CHECKPOINT, find_device, open_model
+from console import UserError, check_range, check_writable, command_line
+from data import Corpus, generator
+from evaluate import exact_match
+from experiments.kinds import FACTS, one_question
+from experiments.report import load_test_corpus, make_parser, save_json, show, this_machine
+from experiments.rivals import load_rival
+from questions import HELD_BACK, MARKS, ROLE
+from vist2 import Config, Vist2
+
+CONTROL = ROLE.sub(b"", bytes(c for c in [*range(ord(" ")), 127] if c not in b"\t\n"))
+OTHERS = bytes(c for c in MARKS if c not in b"=")
+GLYPHS = render.glyphs  # which is replaced while control bytes are redrawn
+# What is drawn for control bytes, of the glyphs (28, h, w) that they have. All but the first are
+# new to a model, one of them apart: `_` upside down, black on white, is the glyph of byte 160.
+DRAWN: dict[str, Callable[[Tensor], Tensor]] = {
+    "as in training": lambda glyphs: glyphs,
+    "upside down": lambda glyphs: glyphs.flip(1),
+    "upside down, black on white": lambda glyphs: 1 - glyphs.flip(1),
+    "halves swapped": lambda glyphs: glyphs.roll(glyphs.shape[1] // 2, 1),
+    "halves swapped, black on white": lambda glyphs: 1 - glyphs.roll(glyphs.shape[1] // 2, 1),
+    "all black": torch.ones_like,
+}
+
+
+def redrawn_glyphs(change: Callable[[Tensor], Tensor], cell: tuple[int, int]) -> Tensor:
+    """`render.glyphs`, those of control bytes changed."""
+    glyphs = GLYPHS(cell).clone()
+    glyphs[[*CONTROL]] = change(glyphs[[*CONTROL]])
+    return glyphs
+
+
+def nearest_glyph(mark: int) -> int:
+    """The printable ASCII byte that a mark looks most like: the cosine of the glyphs, their mean
+    taken off, is largest."""
+    printable = torch.arange(ord("!"), 127)
+    glyphs = render.glyphs(Config().cell)[printable].flatten(1)
+    glyphs = F.normalize(glyphs - glyphs.mean(dim=0), dim=1)
+    likeness = (glyphs @ glyphs[mark - ord("!")]).masked_fill(printable == mark, -1)
+    return int(printable[likeness.argmax()])
+
+
+def name_of(byte: int) -> str:
+    """In words, since `|` would end a cell of a table."""
+    return unicodedata.name(chr(byte)).lower()
+
+
+def looks_rows(models: dict[str, tuple[Vist2, dict]], corpus: Corpus, count: int) -> Iterator[dict]:
+    """A row for each mark, or kind of marks, at each place of a fact; the same questions for all
+    models and drawings."""
+
+    def row(place: str, name: str, marks: bytes, trained="never", like="") -> dict:
+        examples = []
+        for mark in marks:
+            rng, style = generator("evaluation", "looks", place, mark), {place: bytes([mark])}
+            for _ in range(-(-count // len(marks))):
+                examples.append(one_question(corpus.held_out, rng, FACTS(**style), 64))
+        about = {"place": place, "mark": name, "in training": trained, "looks most like": like}
+        for rival, (model, info) in tqdm(models.items(), "asking", leave=False):
+            about[rival] = exact_match(model, examples, info["history"])
+        return about
+
+    for place, name, usual in (("end", "newline", b"\n"), ("separator", "equals sign", b"=")):
+        yield row(place, name, usual, "yes")
+        yield row(place, f"{len(OTHERS)} other marks", OTHERS, "yes")
+        for mark in HELD_BACK:
+            yield row(place, name_of(mark), bytes([mark]), like=name_of(nearest_glyph(mark)))
+        for drawn, change in DRAWN.items():
+            with mock.patch.object(render, "glyphs", partial(redrawn_glyphs, change)):
+                yield row(place, f"{len(CONTROL)} control bytes, {drawn}", CONTROL)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser("looks", __doc__)
+    add = parser.add_argument
+    add("checkpoints", nargs="*", help=f"default: {CHECKPOINT}, or else the weights here")
+    add("--count", type=int, default=200, help="questions in a row, about (%(default)s)")
+    add("--data", metavar="PATH", help="file or folder of the training; default as in train.py")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (%(default)s)")
+    add("--json", metavar="PATH", help="write the table as JSON")
+    args = parser.parse_args(argv)
+    with command_line("looks.py", "--count"):
+        check_range("--count", args.count, 1, 10_000)
+        check_writable(args.json)
+        device, models = find_device(args.device), {}
+        for path in args.checkpoints or [None]:
+            model, info = open_model(path, device, load_rival)
+            if info["rival"] in models:
+                raise UserError(f"{path} is a second {info['rival']}, expected one of each")
+            models[info["rival"]] = model, info
+            corpus = load_test_corpus(model, info, args.data)
+        title = f"Values of facts with other marks, share of about {args.count} questions"
+        rows = show(title, looks_rows(models, corpus, args.count))
+        if args.json:
+            infos = {name: info for name, (_, info) in models.items()}
+            save_json(args.json, {"machine": this_machine(device), "info": infos, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
