@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-import render
 from common import CHECKPOINT, find_device, open_model
 from console import UserError, check_range, check_writable, command_line
 from data import Corpus, generator
@@ -27,38 +26,38 @@ from evaluate import exact_match
 from experiments.kinds import FACTS, one_question
 from experiments.report import load_test_corpus, make_parser, save_json, show, this_machine
 from experiments.rivals import load_rival
-from questions import HELD_BACK, MARKS, ROLE
+from questions import HELD_BACK, MARKS, ROLE, Example
+from render import glyphs
 from vist2 import Config, Vist2
 
 CONTROL = ROLE.sub(b"", bytes(c for c in [*range(ord(" ")), 127] if c not in b"\t\n"))
-OTHERS = bytes(c for c in MARKS if c not in b"=")
-GLYPHS = render.glyphs  # which is replaced while control bytes are redrawn
+OTHERS = MARKS.replace(b"=", b"")
 # What is drawn for control bytes, of the glyphs (28, h, w) that they have. All but the first are
 # new to a model, one of them apart: `_` upside down, black on white, is the glyph of byte 160.
 DRAWN: dict[str, Callable[[Tensor], Tensor]] = {
-    "as in training": lambda glyphs: glyphs,
-    "upside down": lambda glyphs: glyphs.flip(1),
-    "upside down, black on white": lambda glyphs: 1 - glyphs.flip(1),
-    "halves swapped": lambda glyphs: glyphs.roll(glyphs.shape[1] // 2, 1),
-    "halves swapped, black on white": lambda glyphs: 1 - glyphs.roll(glyphs.shape[1] // 2, 1),
+    "as in training": lambda ink: ink,
+    "upside down": lambda ink: ink.flip(1),
+    "upside down, black on white": lambda ink: 1 - ink.flip(1),
+    "halves swapped": lambda ink: ink.roll(ink.shape[1] // 2, 1),
+    "halves swapped, black on white": lambda ink: 1 - ink.roll(ink.shape[1] // 2, 1),
     "all black": torch.ones_like,
 }
 
 
 def redrawn_glyphs(change: Callable[[Tensor], Tensor], cell: tuple[int, int]) -> Tensor:
-    """`render.glyphs`, those of control bytes changed."""
-    glyphs = GLYPHS(cell).clone()
-    glyphs[[*CONTROL]] = change(glyphs[[*CONTROL]])
-    return glyphs
+    """`glyphs`, those of control bytes changed."""
+    table = glyphs(cell).clone()
+    table[[*CONTROL]] = change(table[[*CONTROL]])
+    return table
 
 
 def nearest_glyph(mark: int) -> int:
     """The printable ASCII byte that a mark looks most like: the cosine of the glyphs, their mean
     taken off, is largest."""
     printable = torch.arange(ord("!"), 127)
-    glyphs = render.glyphs(Config().cell)[printable].flatten(1)
-    glyphs = F.normalize(glyphs - glyphs.mean(dim=0), dim=1)
-    likeness = (glyphs @ glyphs[mark - ord("!")]).masked_fill(printable == mark, -1)
+    drawn = glyphs(Config().cell)[printable].flatten(1)
+    drawn = F.normalize(drawn - drawn.mean(dim=0), dim=1)
+    likeness = (drawn @ drawn[mark - ord("!")]).masked_fill(printable == mark, -1)
     return int(printable[likeness.argmax()])
 
 
@@ -67,29 +66,37 @@ def name_of(byte: int) -> str:
     return unicodedata.name(chr(byte)).lower()
 
 
+def sample_questions(corpus: Corpus, place: str, marks: bytes, count: int) -> list[Example]:
+    """About `count` in all, as many for each mark, which stands at that place of each fact."""
+    examples = []
+    for mark in marks:
+        rng, style = generator("evaluation", "looks", place, mark), {place: bytes([mark])}
+        for _ in range(-(-count // len(marks))):
+            examples.append(one_question(corpus.held_out, rng, FACTS(**style), 64))
+    return examples
+
+
 def looks_rows(models: dict[str, tuple[Vist2, dict]], corpus: Corpus, count: int) -> Iterator[dict]:
     """A row for each mark, or kind of marks, at each place of a fact; the same questions for all
     models and drawings."""
 
-    def row(place: str, name: str, marks: bytes, trained="never", like="") -> dict:
-        examples = []
-        for mark in marks:
-            rng, style = generator("evaluation", "looks", place, mark), {place: bytes([mark])}
-            for _ in range(-(-count // len(marks))):
-                examples.append(one_question(corpus.held_out, rng, FACTS(**style), 64))
-        about = {"place": place, "mark": name, "in training": trained, "looks most like": like}
+    def row(examples, place: str, mark: str, trained="never", like="") -> dict:
+        about = {"place": place, "mark": mark, "in training": trained, "looks most like": like}
         for rival, (model, info) in tqdm(models.items(), "asking", leave=False):
             about[rival] = exact_match(model, examples, info["history"])
         return about
 
     for place, name, usual in (("end", "newline", b"\n"), ("separator", "equals sign", b"=")):
-        yield row(place, name, usual, "yes")
-        yield row(place, f"{len(OTHERS)} other marks", OTHERS, "yes")
+        sample = partial(sample_questions, corpus, place, count=count)
+        yield row(sample(usual), place, name, "yes")
+        yield row(sample(OTHERS), place, f"{len(OTHERS)} other marks", "yes")
         for mark in HELD_BACK:
-            yield row(place, name_of(mark), bytes([mark]), like=name_of(nearest_glyph(mark)))
+            like = name_of(nearest_glyph(mark))
+            yield row(sample(bytes([mark])), place, name_of(mark), like=like)
+        examples = sample(CONTROL)
         for drawn, change in DRAWN.items():
-            with mock.patch.object(render, "glyphs", partial(redrawn_glyphs, change)):
-                yield row(place, f"{len(CONTROL)} control bytes, {drawn}", CONTROL)
+            with mock.patch("render.glyphs", partial(redrawn_glyphs, change)):
+                yield row(examples, place, f"{len(CONTROL)} control bytes, {drawn}")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """What experiments share: a parser, tables that come line by line, JSON, the machine, FLOPs."""
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -48,10 +49,13 @@ def save_json(path: str | Path, content) -> None:
     write_file(Path(path), (json.dumps(content, indent=1) + "\n").encode())
 
 
+load_once = functools.lru_cache(maxsize=1)(load_corpus)  # many checkpoints are tested on one
+
+
 def load_test_corpus(model: Vist2, info: dict, data: str | None, *, refuse=False) -> Corpus:
     """The corpus that a checkpoint is tested on. Where it was trained on another, warns that the
     held-out files are none to it, or refuses with a UserError. info: as `open_model` has it."""
-    corpus = load_corpus(data, model.config.chunks * model.config.chunk)
+    corpus = load_once(data, model.config.chunks * model.config.chunk)
     if corpus.digest != info.get("digest"):
         about = f"{info['path']} was trained on {info.get('corpus')}, digest {info.get('digest')}; "
         about += f"here is {corpus.name}, {corpus.digest}, whose held-out files it may have seen"

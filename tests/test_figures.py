@@ -186,7 +186,7 @@ def test_names_are_drawn_that_training_lacks_and_that_stood_far_back(
     corpus = Corpus("all", "", Text([b"an old_name!"], 12), Text(held_out, 96))
     found = [(held_out[0], 88, 96, 4), (held_out[1], 82, 90, 5), (held_out[2], 64, 72, 4)]
     assert list(trace.far_names(corpus, 16))[:3] == found
-    monkeypatch.setattr(report, "load_corpus", lambda path, window: {96: corpus}[window])
+    monkeypatch.setattr(report, "load_once", lambda path, window: {96: corpus}[window])
     model = make_model(chunks=6)
     save_checkpoint("model.pt", model, info(digest=""))
     figures.main(["name", "--checkpoint", "model.pt"])
