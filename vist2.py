@@ -304,11 +304,11 @@ class Vist2(nn.Module):
         """
         x, c = self.embed(ids), self.config
         how = dict(k=c.merge, byte=PATCH // c.cell[1], text=c.width)
-        code = rearrange(self.speller.weight, "(k line byte text) C -> line C text (k byte)", **how)
-        # MPS reads a kernel as if it were contiguous, before torch 2.14
-        kernel = code[-1, ..., -PAGE // c.cell[1] :].contiguous()
-        padded = F.pad(x.flatten(0, -3).mT, (kernel.shape[-1] - 1, 0))
-        looked_back = F.conv1d(padded, kernel).mT.view_as(x)
+        code = rearrange(self.speller.weight, "(k line byte text) C -> line (k byte) text C", **how)
+        kernel = code[-1, -PAGE // c.cell[1] :]  # (K, C, C), mostly a view: writing copies none
+        windows = F.pad(x, (0, 0, len(kernel) - 1, 0)).unfold(-2, len(kernel), 1)  # (.., T, C, K)
+        windows = rearrange(windows, "... text K -> (...) (K text)")
+        looked_back = (windows @ kernel.flatten(0, 1)).view_as(x)
         # an opening that is a byte, where the chunk before stays in sight, means writing
         return norm(x + self.embed(openings.clamp(min=START)) + looked_back)
 

@@ -244,14 +244,6 @@ def test_bytes_have_the_code_of_the_patch_whose_last_line_they_are(cell):
     assert (model.embed_text(text, read) != model.embed_text(text, start)).any(-1).all()
 
 
-def test_a_convolution_gets_a_kernel_that_every_device_reads_right(model, monkeypatch):
-    """MPS takes a kernel in strides for a contiguous one and gives wrong values (before 2.14)."""
-    kernels, convolve = [], F.conv1d
-    monkeypatch.setattr(F, "conv1d", lambda x, k: kernels.append(k) or convolve(x, k))
-    model(random_text())
-    assert kernels and all(kernel.is_contiguous() for kernel in kernels)
-
-
 # ----------------------------------------------------------------------------------- sketches
 
 
