@@ -65,6 +65,10 @@ class Run(Settings):
     device_type: str = "cpu"
     version: int = VERSION
 
+    @property
+    def which(self) -> dict:
+        return {"rival": self.rival, "ratio": self.config.ratio, "seed": self.seed}
+
     def stages(self, corpus: Corpus) -> list[Stage]:
         stages = scale_stages(CURRICULUM, self.history, self.steps)
         stages = fit_once(tuple(stages), self.config, corpus.train)
@@ -242,8 +246,8 @@ def score_rows(
             for run in line:
                 result = known[run.rival, run.seed] = score_or_load(run, corpus, windows)
                 result |= gaps(result, *(known.get((name, run.seed)) for name in REFERENCES))
-                of = {"rival": run.rival, "ratio": run.config.ratio, "seed": run.seed}
-                scores.append(of | {"cell": run.cell} | result | costs(run.rival, run.config))
+                more = {"cell": run.cell} | result | costs(run.rival, run.config)
+                scores.append(run.which | more)
                 bar.update()
             bar.clear()  # a row is printed where it stands
             yield make_row(line[0], scores[-len(line) :])
@@ -277,7 +281,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     quick = f"{QUICK} steps: does it run?"
     length("--quick", action="store_true", help=quick)
     add("--lr", type=float, default=lr, help="Muon's, of every run (%(default)s)")
-    add("--recall", action="store_true", help="then test the recall of each rival's first seed")
+    add("--recall", action="store_true", help="then test the recall of each run")
     add("--data", metavar="PATH", help="file or folder; default: Python's standard library")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (%(default)s)")
     add("--out", metavar="DIR", default="runs/compare", help="for all runs (%(default)s)")
@@ -309,10 +313,8 @@ def run(args: argparse.Namespace) -> None:
         for name in rivals
         for ratio in args.ratios[: 1 if name in REFERENCES else None]
     ]
-    ratio = args.ratios[0]  # of all but the first table
-    runs = {name: make(name, ratio) for name in rivals}
-    config = make("sketch", ratio).config
-    corpus = load_corpus(args.data, config.chunks * config.chunk)
+    sketch = make("sketch", args.ratios[0])
+    corpus = load_corpus(args.data, sketch.config.chunks * sketch.config.chunk)
 
     machine, scores = this_machine(find_device(args.device)), []
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
@@ -321,16 +323,15 @@ def run(args: argparse.Namespace) -> None:
     title += ": TOO FEW, these figures are no results" if args.quick else ""
     show(title, score_rows(lines, corpus, windows, scores))
     content = {"machine": machine, "corpus": corpus.name, "quick": args.quick}
-    content["ratio of all but runs"] = ratio
-    sketch = make("sketch", ratio)
     content["settings"] = sketch.record(corpus, sketch.stages(corpus))
     content["runs"] = scores
-    if "sketch" in runs:
-        rows = controls(train_or_load(runs["sketch"], corpus), corpus, windows)
-        content["controls"] = show(f"What {ratio}x sketches show, and what comes of it", rows)
+    if "sketch" in rivals:
+        rows = controls(train_or_load(sketch, corpus), corpus, windows)
+        title = f"What {sketch.config.ratio}x sketches show, and what comes of it"
+        content["controls"] = show(title, rows)
     if args.recall:
-        title = f"Recall at {ratio}x: share of values given exactly, by distance in chunks"
-        rows = ({"rival": run.rival} | recall_of(run, corpus) for run in runs.values())
+        title = "Recall: share of values given exactly, by distance in chunks"
+        rows = (run.which | recall_of(run, corpus) for line in lines for run in line)
         content["recall"] = show(title, rows)
     if args.json:
         save_json(args.json, content)

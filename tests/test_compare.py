@@ -43,20 +43,22 @@ def printed(small_file, tmp_path, capsys):
 def test_a_comparison_writes_all_it_prints_and_trains_nothing_twice(printed, tmp_path, monkeypatch):
     path, runs = tmp_path / "all.json", tmp_path / "runs"
     monkeypatch.setattr(train, "SAVE_EVERY", 2)
-    arguments = ["--rivals", "sketch,none", "--recall"]
+    arguments = ["--rivals", "sketch,none", "--seeds", "2", "--recall"]
     once = printed(*arguments, "--json", str(path))
     content = json.loads(path.read_text())
     for name in ("runs", "recall"):  # references first, as gaps need them
-        assert [row["rival"] for row in content[name]] == ["none", "sketch"]
+        assert [row["rival"] for row in content[name]] == ["none", "none", "sketch", "sketch"]
+        assert [row["seed"] for row in content[name]] == [0, 1, 0, 1]
     assert content["settings"]["rival"] == "sketch" and "TOO FEW" in once and content["quick"]
     bits = [row["bpb"] for row in content["controls"]]
-    assert len(set(bits)) == 7 and bits[0] == content["runs"][1]["bpb"]
+    assert len(set(bits)) == 7 and bits[0] == content["runs"][2]["bpb"]
     for name in ("controls", "recall"):
         assert f"| {' | '.join(content[name][0])} |" in once
-    assert [line["step"] for line in content["runs"][1]["by step"]] == [2, 4]
-    assert len(list(runs.iterdir())) == 2
+    assert [line["step"] for line in content["runs"][3]["by step"]] == [2, 4]
+    assert len(list(runs.iterdir())) == 4
     distances = [1, 2, 3, 4, 5, 6, 7, 8, 16]
-    assert content["recall"][1].keys() == {"rival", *(f"recall {i}" for i in distances)}
+    recalled = {f"recall {i}" for i in distances}
+    assert content["recall"][3].keys() == {"rival", "ratio", "seed"} | recalled
     monkeypatch.setattr(compare, "train", None)  # a call would fail
     assert printed(*arguments) == once
 
