@@ -114,9 +114,10 @@ def main(argv: list[str] | None = None) -> None:
         device, models = find_device(args.device), {}
         for path in args.checkpoints or [None]:
             model, info = open_model(path, device, load_rival)
-            if info["rival"] in models:
-                raise UserError(f"{path} is a second {info['rival']}, expected one of each")
-            models[info["rival"]] = model, info
+            name = info["rival"] + (f", seed {seed}" if (seed := info.get("seed")) else "")
+            if name in models:
+                raise UserError(f"{path} is a second {name}, expected one of each")
+            models[name] = model, info
             corpus = load_test_corpus(model, info, args.data)
         title = f"Values of facts with other marks, share of about {args.count} questions"
         rows = show(title, looks_rows(models, corpus, args.count))

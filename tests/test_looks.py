@@ -71,8 +71,11 @@ def test_a_table_is_printed_and_written_and_a_second_of_a_kind_is_refused(
     path, table = str(tmp_path / "model.pt"), tmp_path / "looks.json"
     save_checkpoint(path, make_model(), info(max_context=99))
     options = ["--count", "1", "--data", str(small_file)]
-    looks.main([path, *options, "--json", str(table)])
+    other = str(tmp_path / "other.pt")
+    save_checkpoint(other, make_model(), info(max_context=99, seed=1))
+    looks.main([path, other, *options, "--json", str(table)])
     rows = json.loads(table.read_text())["rows"]
     assert f"| {' | '.join(rows[0])} |" in capsys.readouterr().out and len(rows) == 28
+    assert list(rows[0])[-2:] == ["sketch", "sketch, seed 1"]
     with pytest.raises(SystemExit, match="is a second sketch, expected one of each"):
         looks.main([path, path, *options])
