@@ -134,24 +134,54 @@ def test_the_tables_of_equal_cache_of_writing_and_of_controls_are_what_their_jso
         assert all(map(agrees, cells, (row[field] for field in fields))), name
 
 
+def kinds_of(name: str) -> dict[str, float]:
+    """What a JSON of kinds has, by the labels of tables."""
+    kinds = json_of(name)
+    known = {row["page"]: row["bytes right"] for row in kinds["reading"]}
+    for row in kinds["recall"]:
+        trained = "in" if row["in training"] == "yes" else "never in"
+        mean = row["facts"] == "mean of these"
+        label = f"mean of kinds, {trained} training" if mean else row["facts"]
+        known[label] = row["so answered"]
+    for row in kinds["language"]:
+        past = f"bits, up to {row['chunks of past, up to']} chunks of past"
+        known[past] = row["bits per byte"]
+    for row in kinds["names"]:
+        known[f"new names, {row['last seen, chunks back']} back"] = row["new completed"]
+    return known
+
+
 def test_the_table_of_rivals_kind_by_kind_is_what_their_json_has():
     page = (ROOT / "docs/rivals.md").read_text()
     [names] = re.findall(r"^\| kinds \| (.*) \|\n", page, re.M)
     for column, name in enumerate(names.split(" | "), start=1):
-        kinds = json_of({"sketch": "kinds"}.get(name := name.strip("`"), f"kinds-{name}"))
-        known = {row["page"]: row["bytes right"] for row in kinds["reading"]}
-        for row in kinds["recall"]:
-            trained = "in" if row["in training"] == "yes" else "never in"
-            mean = row["facts"] == "mean of these"
-            label = f"mean of kinds, {trained} training" if mean else row["facts"]
-            known[label] = row["so answered"]
-        for row in kinds["language"]:
-            past = f"bits, up to {row['chunks of past, up to']} chunks of past"
-            known[past] = row["bits per byte"]
-        for row in kinds["names"]:
-            known[f"new names, {row['last seen, chunks back']} back"] = row["new completed"]
+        known = kinds_of({"`sketch`": "kinds"}.get(name, f"kinds-{name.strip('`')}"))
         for cells in rows_of(page, "kinds"):
             assert agrees(cells[column], known.get(cells[0], "")), (name, cells)
+
+
+def test_the_table_of_seeds_is_what_their_json_has():
+    """Bits and recall of two seeds of `sketch` are in no JSON: they stand in results.md too."""
+    whole, more = json_of("rivals-whole"), json_of("rivals-seeds")
+    fields = {"bits per byte": "bpb", "position 0": "position 0", "from 16 on": "from 16 on"}
+    known: dict[tuple[str, int], dict[str, float]] = {}
+    for run in whole["runs"] + more["runs"]:
+        known[run["rival"], run["seed"]] = {label: run[name] for label, name in fields.items()}
+    for row in whole["recall"] + more["recall"]:
+        near = [row[f"recall {distance}"] for distance in range(1, 9)]
+        shares = {"recall, 1 to 8: the least": min(near), "the most": max(near)}
+        shares |= {f"recall, {far}": row[f"recall {far}"] for far in (16, 32)}
+        known[row["rival"], row.get("seed", 0)] |= shares
+    rows = rows_of((ROOT / "docs/rivals.md").read_text(), "seeds")
+    columns = [("sketch", 0), ("sketch", 1), ("sketch", 2)]
+    columns += [(run["rival"], run["seed"]) for run in more["runs"]]
+    for column, (rival, seed) in enumerate(columns, start=1):
+        name = "kinds" + f"-{rival}" * (rival != "sketch") + f"-seed{seed}" * bool(seed)
+        values = known.get((rival, seed), {}) | kinds_of(name)
+        untold = [cells[0] for cells in rows if cells[0] not in values]
+        assert len(untold) == (7 if rival == "sketch" and seed else 0), (rival, seed, untold)
+        for label, *cells in rows:
+            assert label in untold or agrees(cells[column - 1], values[label]), (rival, seed, label)
 
 
 def test_the_table_of_new_marks_is_what_its_json_has():
