@@ -306,9 +306,10 @@ class Vist2(nn.Module):
         how = dict(k=c.merge, byte=PATCH // c.cell[1], text=c.width)
         code = rearrange(self.speller.weight, "(k line byte text) C -> line (k byte) text C", **how)
         kernel = code[-1, -PAGE // c.cell[1] :]  # (K, C, C), mostly a view: writing copies none
-        windows = F.pad(x, (0, 0, len(kernel) - 1, 0)).unfold(-2, len(kernel), 1)  # (.., T, C, K)
-        windows = rearrange(windows, "... text K -> (...) (K text)")
-        looked_back = (windows @ kernel.flatten(0, 1)).view_as(x)
+        K, T = len(kernel), x.shape[-2]
+        padded = F.pad(x, (0, 0, K - 1, 0))
+        windows = torch.cat([padded[..., k : k + T, :] for k in range(K)], dim=-1)  # (.., T, K C)
+        looked_back = windows @ kernel.flatten(0, 1)
         # an opening that is a byte, where the chunk before stays in sight, means writing
         return norm(x + self.embed(openings.clamp(min=START)) + looked_back)
 

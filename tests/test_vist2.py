@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from conftest import make_model
 from einops import rearrange
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mask import may_attend
 from render import CELLS, glyphs, render
@@ -242,6 +243,30 @@ def test_bytes_have_the_code_of_the_patch_whose_last_line_they_are(cell):
     by_hand = F.rms_norm(e[-1] + model.embed(start)[0, 0] + code, (model.config.width,))
     torch.testing.assert_close(looked, by_hand)
     assert (model.embed_text(text, read) != model.embed_text(text, start)).any(-1).all()
+
+
+class Products(TorchDispatchMode):
+    """Remembers what went into each matrix product."""
+
+    def __init__(self):
+        super().__init__()
+        self.factors = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.mm.default:
+            self.factors += args
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("cell", CELLS)
+def test_looking_back_takes_tensors_that_every_device_reads_right(cell, rows):
+    """MPS has taken a tensor in strides for a contiguous one and given wrong values."""
+    model, text = make_model(cell=cell, chunk=64, merge=2), torch.randint(256, (rows, 64))
+    with Products() as products:
+        model.embed_text(text, torch.full((rows, 1), START))
+    assert len(products.factors) == 2  # a single product
+    assert all(factor.is_contiguous() for factor in products.factors)
 
 
 # ----------------------------------------------------------------------------------- sketches
