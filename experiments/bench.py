@@ -27,7 +27,7 @@ from torch import Tensor
 from cache import GROUP, Session
 from common import find_device
 from console import UserError, check_range, check_writable, command_line, warn
-from experiments.report import flops, save_json, show, this_machine
+from experiments.report import flops, make_parser, save_json, show, this_machine
 from render import parse_cell, render
 from vist2 import BYTES, PRESETS, Config, Vist2, loss
 
@@ -464,10 +464,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.bench",
-        description="What global compression saves and costs: full, prompt and sketch.",
-    )
+    about = "What global compression saves and costs: full, prompt and sketch."
+    parser = make_parser("bench", about, "--device", "--json")
     add = parser.add_argument
     about = "count the paper's sizes instead; only --cell and --json apply"
     add("--paper", action="store_true", help=about)
@@ -479,8 +477,6 @@ def main(argv: list[str] | None = None) -> None:
     add("--lengths", type=int, nargs="+", default=default, metavar="BYTES", help=about)
     add("--written", type=int, default=4096, help="bytes to write (%(default)s)")
     add("--repeats", type=int, default=3, help="of a timing (%(default)s)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (%(default)s)")
-    add("--json", metavar="PATH", help="write all tables as JSON")
     args = parser.parse_args(argv)
     with command_line("bench.py", "--lengths or --size"):
         run(args)

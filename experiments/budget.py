@@ -78,14 +78,12 @@ def budget_rows(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = make_parser("budget", __doc__)
+    parser = make_parser("budget", __doc__, "--device", "--json")
     add = parser.add_argument
     default = ["runs/full/model.pt", "runs/sketch/model.pt"]
     add("checkpoints", nargs="*", default=default, help=f"default: {' '.join(default)}")
     add("--windows", type=int, default=200, help="held-out chunks, for bits (%(default)s)")
     add("--questions", type=int, default=100, help="at each distance (%(default)s)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (%(default)s)")
-    add("--json", metavar="PATH", help="write the table as JSON")
     args = parser.parse_args(argv)
     with command_line("budget.py", "--windows"):
         check_range("--windows", args.windows, 1, 100_000)

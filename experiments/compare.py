@@ -38,7 +38,7 @@ from curriculum import (
     scale_stages,
 )
 from data import Corpus, load_corpus
-from experiments.report import flops, save_json, show, this_machine
+from experiments.report import flops, make_parser, save_json, show, this_machine
 from experiments.rivals import REFERENCES, RIVALS, Leak
 from render import render
 from train import Settings, check_equal, train
@@ -267,10 +267,8 @@ def parse_some(known, kind: type, text: str) -> list:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.compare",
-        description="Train and score every way of keeping the past at equal memory tokens.",
-    )
+    about = "Train and score every way of keeping the past at equal memory tokens."
+    parser = make_parser("compare", about, "--data", "--device", "--json")
     rivals, ratios = partial(parse_some, RIVALS, str), partial(parse_some, CELLS, int)
     steps, lr = count_steps(CURRICULUM), DEFAULTS["tiny"]["lr"]
     add, length = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
@@ -282,10 +280,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     length("--quick", action="store_true", help=quick)
     add("--lr", type=float, default=lr, help="Muon's, of every run (%(default)s)")
     add("--recall", action="store_true", help="then test the recall of each run")
-    add("--data", metavar="PATH", help="file or folder; default: Python's standard library")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (%(default)s)")
     add("--out", metavar="DIR", default="runs/compare", help="for all runs (%(default)s)")
-    add("--json", metavar="PATH", help="write all scores as JSON")
     return parser.parse_args(argv)
 
 

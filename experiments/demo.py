@@ -224,12 +224,11 @@ def tell(model: Vist2, context: bytes, seed: int, screens: Screens) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = make_parser("demo", __doc__)
+    parser = make_parser("demo", __doc__, "--device")
     add = parser.add_argument
     add("--seed", type=int, help="of the facts and the question; default: another each time")
     add("--context", metavar="FILE", help="facts of your own, key=value lines")
     add("--checkpoint", help="default as in generate.py")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (%(default)s)")
     add("--html", metavar="FILE", help="write the same as a page that needs nothing else")
     args = parser.parse_args(argv)
     with command_line("demo.py", "--context"):

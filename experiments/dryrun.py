@@ -118,13 +118,11 @@ def count_weights(model: Vist2) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = make_parser("dryrun", __doc__)
+    parser = make_parser("dryrun", __doc__, "--data", "--json")
     add = parser.add_argument
     add("--preset", default="small", choices=PRESETS, help="(%(default)s)")
     add("--history", default="sketch", choices=TRAINED_HISTORIES, help="(%(default)s)")
     add("--samples", type=int, default=4, help="steps of each stage (%(default)s)")
-    add("--data", metavar="PATH", help="file or folder; default: Python's standard library")
-    add("--json", metavar="PATH", help="write the tables as JSON")
     args = parser.parse_args(argv)
     with command_line("dryrun.py", "--data"):
         check_range("--samples", args.samples, 1, 1000)

@@ -227,13 +227,10 @@ def name_rows(model: Vist2, corpus: Corpus, history: str, count: int) -> Iterato
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = make_parser("kinds", __doc__)
+    parser = make_parser("kinds", __doc__, "--data", "--device", "--json")
     add = parser.add_argument
     add("checkpoint", nargs="?", help=f"default: {CHECKPOINT}, or else the weights here")
     add("--count", type=int, default=60, help="questions, or pages, of a kind (%(default)s)")
-    add("--data", metavar="PATH", help="file or folder of the training; default as in train.py")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (%(default)s)")
-    add("--json", metavar="PATH", help="write all tables as JSON")
     args = parser.parse_args(argv)
     with command_line("kinds.py", "--count"):
         check_range("--count", args.count, 1, 10_000)

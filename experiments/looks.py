@@ -100,13 +100,10 @@ def looks_rows(models: dict[str, tuple[Vist2, dict]], corpus: Corpus, count: int
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = make_parser("looks", __doc__)
+    parser = make_parser("looks", __doc__, "--data", "--device", "--json")
     add = parser.add_argument
     add("checkpoints", nargs="*", help=f"default: {CHECKPOINT}, or else the weights here")
     add("--count", type=int, default=200, help="questions in a row, about (%(default)s)")
-    add("--data", metavar="PATH", help="file or folder of the training; default as in train.py")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (%(default)s)")
-    add("--json", metavar="PATH", help="write the table as JSON")
     args = parser.parse_args(argv)
     with command_line("looks.py", "--count"):
         check_range("--count", args.count, 1, 10_000)

@@ -25,11 +25,22 @@ def written(cell: str | int | float) -> str:
     return cell if isinstance(cell, str) else f"{cell:,.0f}"
 
 
-def make_parser(program: str, about: str) -> argparse.ArgumentParser:
-    """Of `python -m experiments.program`, whose --help begins with its docstring as it stands."""
+SHARED = {  # options of many programs, as argparse takes them
+    "--data": dict(metavar="PATH", help="file or folder; default: Python's standard library"),
+    "--device": dict(default="auto", help="auto, cpu, cuda, cuda:1 or mps (%(default)s)"),
+    "--json": dict(metavar="PATH", help="write all of it as JSON"),
+}
+
+
+def make_parser(program: str, about: str, *shared: str) -> argparse.ArgumentParser:
+    """Of `python -m experiments.program`, whose --help begins with its docstring as it stands.
+    shared: those of SHARED that it has."""
     keep = argparse.RawDescriptionHelpFormatter
     name = f"python -m experiments.{program}"
-    return argparse.ArgumentParser(prog=name, description=about, formatter_class=keep)
+    parser = argparse.ArgumentParser(prog=name, description=about, formatter_class=keep)
+    for option in shared:
+        parser.add_argument(option, **SHARED[option])
+    return parser
 
 
 def show(title: str, rows: Iterable[dict]) -> list[dict]:

@@ -92,15 +92,12 @@ def sweep_rows(runs: list[tuple[float, SizedRun]], corpus: Corpus) -> Iterator[d
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = make_parser("sweep", __doc__)
+    parser = make_parser("sweep", __doc__, "--data", "--device", "--json")
     add = parser.add_argument
     add("--steps", type=int, default=1500, help="of each run, about (%(default)s)")
     add("--lr", type=float, default=DEFAULTS["tiny"]["lr"], help="Muon's, of all (%(default)s)")
     add("--sizes", action="store_true", help="show what would be trained, and stop")
-    add("--data", metavar="PATH", help="file or folder; default: Python's standard library")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (%(default)s)")
     add("--out", metavar="DIR", default="runs/sweep", help="for all runs (%(default)s)")
-    add("--json", metavar="PATH", help="write the table as JSON")
     args = parser.parse_args(argv)
     with command_line("sweep.py", "--data"):
         check_range("--steps", args.steps, 1, MAX_STEPS)

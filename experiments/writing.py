@@ -161,13 +161,10 @@ def open_all(paths: list[str], device: torch.device) -> tuple[int, dict]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = make_parser("writing", __doc__)
+    parser = make_parser("writing", __doc__, "--data", "--device", "--json")
     add = parser.add_argument
     add("files", nargs="+", help="checkpoints, and .json that an earlier --json has written")
     add("--judge", metavar="CHECKPOINT", help="of history full (no judge)")
-    add("--data", metavar="PATH", help="file or folder of the training; default as in train.py")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (%(default)s)")
-    add("--json", metavar="PATH", help="write the table and all texts as JSON")
     args = parser.parse_args(argv)
     with command_line("writing.py", "model"):
         check_writable(args.json)
