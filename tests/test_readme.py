@@ -177,8 +177,9 @@ def test_the_table_of_seeds_is_what_their_json_has():
         known[row["rival"], row.get("seed", 0)] |= shares
     page = (ROOT / "docs/rivals.md").read_text()
     [names] = re.findall(r"^\| seeds 0, 1, 2 \| (.*) \|\n", page, re.M)
-    rows = rows_of(page, "seeds")
-    for column, rival in enumerate(names.replace("`", "").split(" | ")):
+    rows, rivals = rows_of(page, "seeds"), names.replace("`", "").split(" | ")
+    assert set(rivals) == {"sketch"} | {run["rival"] for run in more["runs"]}
+    for column, rival in enumerate(rivals):
         seeds = [seed for name, seed in known if name == rival]
         for seed in seeds:
             file = "kinds" + f"-{rival}" * (rival != "sketch") + f"-seed{seed}" * bool(seed)
