@@ -36,6 +36,12 @@ def rows_of(page: str, head: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows.splitlines()]
 
 
+def rivals_of(page: str, head: str) -> list[str]:
+    """The rivals whose columns a table has behind its head."""
+    [names] = re.findall(rf"^\| {head} \| (.*) \|\n", page, re.M)
+    return names.replace("`", "").split(" | ")
+
+
 def json_of(name: str):
     return json.loads((ROOT / f"docs/{name}.json").read_text())
 
@@ -135,9 +141,9 @@ def test_the_tables_of_equal_cache_of_writing_and_of_controls_are_what_their_jso
         assert all(map(agrees, cells, (row[field] for field in fields))), name
 
 
-def kinds_of(name: str) -> dict[str, float]:
-    """What a JSON of kinds has, by the labels of tables."""
-    kinds = json_of(name)
+def kinds_of(rival: str, seed: int = 0) -> dict[str, float]:
+    """What the JSON of a model's kinds has, by the labels of tables."""
+    kinds = json_of("kinds" + f"-{rival}" * (rival != "sketch") + f"-seed{seed}" * bool(seed))
     known = {row["page"]: row["bytes right"] for row in kinds["reading"]}
     for row in kinds["recall"]:
         trained = "in" if row["in training"] == "yes" else "never in"
@@ -154,11 +160,10 @@ def kinds_of(name: str) -> dict[str, float]:
 
 def test_the_table_of_rivals_kind_by_kind_is_what_their_json_has():
     page = (ROOT / "docs/rivals.md").read_text()
-    [names] = re.findall(r"^\| kinds \| (.*) \|\n", page, re.M)
-    for column, name in enumerate(names.split(" | "), start=1):
-        known = kinds_of({"`sketch`": "kinds"}.get(name, f"kinds-{name.strip('`')}"))
+    for column, rival in enumerate(rivals_of(page, "kinds"), start=1):
+        known = kinds_of(rival)
         for cells in rows_of(page, "kinds"):
-            assert agrees(cells[column], known.get(cells[0], "")), (name, cells)
+            assert agrees(cells[column], known.get(cells[0], "")), (rival, cells)
 
 
 def test_the_table_of_seeds_is_what_their_json_has():
@@ -176,14 +181,12 @@ def test_the_table_of_seeds_is_what_their_json_has():
         shares |= {f"recall, {far}": row[f"recall {far}"] for far in (16, 32)}
         known[row["rival"], row.get("seed", 0)] |= shares
     page = (ROOT / "docs/rivals.md").read_text()
-    [names] = re.findall(r"^\| seeds 0, 1, 2 \| (.*) \|\n", page, re.M)
-    rows, rivals = rows_of(page, "seeds"), names.replace("`", "").split(" | ")
+    rows, rivals = rows_of(page, "seeds"), rivals_of(page, "seeds 0, 1, 2")
     assert set(rivals) == {"sketch"} | {run["rival"] for run in more["runs"]}
     for column, rival in enumerate(rivals):
         seeds = [seed for name, seed in known if name == rival]
         for seed in seeds:
-            file = "kinds" + f"-{rival}" * (rival != "sketch") + f"-seed{seed}" * bool(seed)
-            values = unread | known[rival, seed] | kinds_of(file)
+            values = unread | known[rival, seed] | kinds_of(rival, seed)
             untold = [cells[0] for cells in rows if cells[0] not in values]
             assert len(untold) == (7 if rival == "sketch" and seed else 0), (rival, seed, untold)
             for label, *cells in rows:
