@@ -256,16 +256,28 @@ def costs(args: argparse.Namespace) -> None:
 
 
 def read_scores(path: str) -> list[dict]:
-    """Of each run of compare what is drawn. Raises UserError."""
+    """Of each run of compare what is drawn; "recall" is the mean over one to eight chunks, where it
+    was tested. Raises UserError."""
     content = read_file(path)
+
+    def which(row) -> dict:
+        known = {"rival": str, "ratio": float, "seed": int}
+        return {field: take(row, field, kind) for field, kind in known.items()}
+
     with expect("what compare --json writes", path):
-        return [
-            {"rival": take(run, "rival", str), "seed": take(run, "seed", int)}
-            | {"ratio": take(run, "ratio"), "bpb": take(run, "bpb")}
-            | {"by position": take(run, "by position", as_numbers)}
+        content = json.loads(content)
+        scores = [
+            which(run)
+            | {"bpb": take(run, "bpb"), "by position": take(run, "by position", as_numbers)}
             | {k: take(run, k) for k in run if k == "reading noise" or k in GAPS}
-            for run in take(json.loads(content), "runs", list)
+            for run in take(content, "runs", list)
         ]
+        for row in take({"recall": []} | content, "recall", list):
+            near = [take(row, f"recall {distance}") for distance in range(1, 9)]
+            for score in scores:
+                if which(score) == which(row):
+                    score["recall"] = statistics.mean(near)
+    return scores
 
 
 def as_numbers(values) -> list[float]:
@@ -301,24 +313,27 @@ def rivals(args: argparse.Namespace) -> None:
 
 
 def ratios(args: argparse.Namespace) -> None:
-    """Loss and reading of each rival by ratio; `none` and `full` are level lines."""
+    """Loss, reading and recall of each rival by ratio; `none` and `full` are level lines."""
     scores = read_scores(args.file)
-    figure, axes = new_figure(1, 2, (13, 5))
+    figure, axes = new_figure(1, 3, (16, 4.4))
     panels = (
         ("bpb", "held-out text", "bits per byte"),
         ("reading noise", "random bytes read", "share"),
+        ("recall", "values recalled, one to eight chunks back", "share"),
     )
+    sizes = sorted({s["ratio"] for s in scores})
     for axis, (field, title, unit) in zip(axes, panels, strict=True):
         for name, colour in colours_of(dict.fromkeys(s["rival"] for s in scores)).items():
             found = [s for s in scores if s["rival"] == name and field in s]
             if name in REFERENCES:
-                found = [s | {"ratio": other["ratio"]} for s in found for other in scores]
+                found = [s | {"ratio": size} for s in found for size in sizes]
             x = sorted({s["ratio"] for s in found})
             y = [statistics.mean(s[field] for s in found if s["ratio"] == r) for r in x]
             if x:
                 axis.plot(x, y, ".-", color=colour, label=name)
         axis.set(title=title, xlabel="bytes a memory token", ylabel=unit)
         axis.set_xscale("log", base=2)
+        axis.set_xticks(sizes, [f"{size:g}x" for size in sizes])
     save_figure(figure, args.out)
 
 

@@ -266,15 +266,17 @@ def test_all_that_was_measured_is_drawn(drawn):
     conv |= {"gap all %": 50.0, "reading noise": 0.5}
     scores = [none, conv, conv | {"seed": 1, "bpb": 1.0, "by position": [4.0, 3.0]}]
     scores += [conv | {"ratio": 8, "bpb": 2.5}]
-    Path("scores.json").write_text(json.dumps({"runs": scores}))
+    recall = {"rival": "conv", "ratio": 8, "seed": 0}
+    recall |= {f"recall {distance}": (distance > 4) / 2 for distance in (*range(1, 9), 16, 32)}
+    Path("scores.json").write_text(json.dumps({"runs": scores, "recall": [recall]}))
     axes = drawn("rivals", "scores.json")
     assert colours_of(axes[1]) == {"none": figures.COLOURS["none"], "conv": "C3"}
     gaps, chunk = map(lines_of, axes)
     assert gaps["all positions"] == [[0.75, 50], [0.8, 50]]  # none hides another
     assert chunk == {"none": [[0, 3], [1, 1]], "conv": [[0, 3], [1, 2]]}
-    bits, read = map(lines_of, drawn("ratios", "scores.json"))
+    bits, read, recall = map(lines_of, drawn("ratios", "scores.json"))
     assert bits == {"none": [[4, 3], [8, 3]], "conv": [[4, 1.5], [8, 2.5]]}
-    assert read == {"conv": [[4, 0.5], [8, 0.5]]}
+    assert read == {"conv": [[4, 0.5], [8, 0.5]]} and recall == {"conv": [[8, 0.25]]}
     lines = [{"step": 5, "reading noise": 0.5}, {"step": 9, "recall 1": 1.0, "recall 8": 0.5}]
     runs = [{"rival": "gist", "seed": 1, "by step": lines}]
     Path("steps.json").write_text(json.dumps({"runs": runs}))
@@ -295,6 +297,7 @@ def test_a_missing_or_wrong_field_is_named_with_its_file(tmp_path, monkeypatch):
         ("rivals", "rivals-whole", "runs"),
         ("rivals", "rivals-whole", "runs", 3, "by position"),
         ("ratios", "rivals-whole", "runs", 3, "ratio"),
+        ("ratios", "rivals-whole", "recall", 3, "recall 8"),
     ):
         content = at = json.loads((ROOT / f"docs/{source}.json").read_text())
         for key in way:

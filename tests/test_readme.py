@@ -179,7 +179,7 @@ def test_the_table_of_seeds_is_what_their_json_has():
         near = [row[f"recall {distance}"] for distance in range(1, 9)]
         shares = {"recall, 1 to 8: the least": min(near), "the most": max(near)}
         shares |= {f"recall, {far}": row[f"recall {far}"] for far in (16, 32)}
-        known[row["rival"], row.get("seed", 0)] |= shares
+        known[row["rival"], row["seed"]] |= shares
     page = (ROOT / "docs/rivals.md").read_text()
     rows, rivals = rows_of(page, "seeds"), rivals_of(page, "seeds 0, 1, 2")
     assert set(rivals) == {"sketch"} | {run["rival"] for run in more["runs"]}
