@@ -77,20 +77,31 @@ def test_the_tables_of_kinds_are_what_their_json_has():
                 assert agrees(cell, value), (head, cells)
 
 
-@pytest.mark.parametrize("head, file", [("1,500", "rivals-short"), ("5,600", "rivals-whole")])
+@pytest.mark.parametrize(
+    "head, file",
+    [
+        ("1,500 steps", "rivals-short"),
+        ("5,600 steps", "rivals-whole"),
+        ("at each ratio", "rivals-ratios"),
+    ],
+)
 def test_the_table_of_rivals_is_what_its_json_has(head, file):
+    def name_of(row: dict) -> str:
+        told = file == "rivals-ratios" and row["rival"] not in ("none", "full")
+        return row["rival"] + f", {row['ratio']}x" * told
+
     page, content = (ROOT / "docs/rivals.md").read_text(), json_of(file)
-    runs = {run["rival"]: run | {"first chunk": run["by chunk"][0]} for run in content["runs"]}
+    runs = {name_of(run): run | {"first chunk": run["by chunk"][0]} for run in content["runs"]}
     recall = {
-        row["rival"]: [share for name, share in row.items() if name.startswith("recall")]
+        name_of(row): [share for name, share in row.items() if name.startswith("recall")]
         for row in content["recall"]
     }
     fields = ("bpb", "first chunk", "position 0", "from 16 on", "gap all %", "gap 0 %", "gap 16+ %")
     fields += ("reading noise", "reading text")
-    rows = rows_of(page, f"{head} steps")
-    assert {row[0].strip("`") for row in rows} == set(runs)
+    rows = rows_of(page, head)
+    assert {row[0].replace("`", "") for row in rows} == set(runs)
     for name, *cells, stored in rows:
-        run = runs[name := name.strip("`")]
+        run = runs[name := name.replace("`", "")]
         gapless = name in ("none", "full")
         values = ["" if gapless and "gap" in f else run.get(f, "") for f in fields]
         assert all(map(agrees, [*cells[:9], stored], [*values, run["KiB"]])), name
@@ -113,6 +124,21 @@ def test_the_table_of_the_rivals_costs_is_what_its_json_has():
         assert all(map(agrees, cells, (run[field] for field in fields))), name
 
 
+def test_the_table_of_what_young_runs_read_is_what_their_logs_had():
+    page = (ROOT / "docs/rivals.md").read_text()
+    rows = json_of("reading-ratios")["rows"]
+    known = {(row["rival"], f"{row['ratio']}x"): row for row in rows}
+    told = 0
+    for name, *cells in rows_of(page, "step 1,250"):
+        for ratio, cell in zip(("2x", "4x", "8x", "16x"), cells, strict=True):
+            if cell:
+                row, shares = known[name.strip("`"), ratio], cell.split(", ")
+                fields = ("reading text", "reading noise")
+                assert all(map(agrees, shares, (row[field] for field in fields))), (name, ratio)
+                told += 1
+    assert told == len(rows)
+
+
 def test_the_table_of_the_sweep_is_what_its_json_has():
     page = (ROOT / "docs/rivals.md").read_text()
     fields = ("GFLOP at most", "ratio", "width", "layers", "mlp", "MFLOP a byte written", "bpb")
@@ -124,9 +150,10 @@ def test_the_table_of_the_sweep_is_what_its_json_has():
 
 def test_the_tables_of_equal_cache_of_writing_and_of_controls_are_what_their_json_has():
     page = (ROOT / "docs/results.md").read_text()
-    for cells, row in zip(rows_of(page, "entries"), json_of("budget")["rows"], strict=True):
-        assert cells[1:3] == [row.pop("memory"), row.pop("ratio")]
-        assert all(map(agrees, cells[:1] + cells[3:], row.values())), cells
+    for head, file in {"entries": "budget", "at 8x": "budget-8x"}.items():
+        for cells, row in zip(rows_of(page, head), json_of(file)["rows"], strict=True):
+            assert cells[1:3] == [row.pop("memory"), row.pop("ratio")]
+            assert all(map(agrees, cells[:1] + cells[3:], row.values())), cells
     for head, file in {"writer": "written", "other writer": "written-seeds"}.items():
         for cells, row in zip(rows_of(page, head), json_of(file)["rows"], strict=True):
             assert all(map(agrees, cells, row.values())), cells  # then comes its info
@@ -141,9 +168,10 @@ def test_the_tables_of_equal_cache_of_writing_and_of_controls_are_what_their_jso
         assert all(map(agrees, cells, (row[field] for field in fields))), name
 
 
-def kinds_of(rival: str, seed: int = 0) -> dict[str, float]:
+def kinds_of(rival: str, seed: int = 0, ratio: int = 4) -> dict[str, float]:
     """What the JSON of a model's kinds has, by the labels of tables."""
-    kinds = json_of("kinds" + f"-{rival}" * (rival != "sketch") + f"-seed{seed}" * bool(seed))
+    name = f"-{rival}" * ((rival, ratio) != ("sketch", 4)) + f"-{ratio}x" * (ratio != 4)
+    kinds = json_of("kinds" + name + f"-seed{seed}" * bool(seed))
     known = {row["page"]: row["bytes right"] for row in kinds["reading"]}
     for row in kinds["recall"]:
         trained = "in" if row["in training"] == "yes" else "never in"
@@ -158,11 +186,12 @@ def kinds_of(rival: str, seed: int = 0) -> dict[str, float]:
     return known
 
 
-def test_the_table_of_rivals_kind_by_kind_is_what_their_json_has():
+@pytest.mark.parametrize("head, ratio", [("kinds", 4), ("8x", 8)])
+def test_the_table_of_rivals_kind_by_kind_is_what_their_json_has(head, ratio):
     page = (ROOT / "docs/rivals.md").read_text()
-    for column, rival in enumerate(rivals_of(page, "kinds"), start=1):
-        known = kinds_of(rival)
-        for cells in rows_of(page, "kinds"):
+    for column, rival in enumerate(rivals_of(page, head), start=1):
+        known = kinds_of(rival, ratio=ratio)
+        for cells in rows_of(page, head):
             assert agrees(cells[column], known.get(cells[0], "")), (rival, cells)
 
 
