@@ -136,7 +136,7 @@ def test_the_table_of_what_young_runs_read_is_what_their_logs_had():
                 fields = ("reading text", "reading noise")
                 assert all(map(agrees, shares, (row[field] for field in fields))), (name, ratio)
                 told += 1
-    assert told == len(rows)
+    assert told == len(rows) == len(known)
 
 
 def test_the_table_of_the_sweep_is_what_its_json_has():
