@@ -260,24 +260,23 @@ def read_scores(path: str) -> list[dict]:
     was tested. Raises UserError."""
     content = read_file(path)
 
-    def which(row) -> dict:
-        known = {"rival": str, "ratio": float, "seed": int}
-        return {field: take(row, field, kind) for field, kind in known.items()}
+    def which(row) -> tuple[str, float, int]:
+        return take(row, "rival", str), take(row, "ratio"), take(row, "seed", int)
 
     with expect("what compare --json writes", path):
         content = json.loads(content)
-        scores = [
-            which(run)
+        runs = take(content, "runs", list)
+        recall = {
+            which(row): {"recall": statistics.mean(take(row, f"recall {d}") for d in range(1, 9))}
+            for row in take({"recall": []} | content, "recall", list)
+        }
+        return [
+            dict(zip(("rival", "ratio", "seed"), which(run), strict=True))
             | {"bpb": take(run, "bpb"), "by position": take(run, "by position", as_numbers)}
             | {k: take(run, k) for k in run if k == "reading noise" or k in GAPS}
-            for run in take(content, "runs", list)
+            | recall.get(which(run), {})
+            for run in runs
         ]
-        for row in take({"recall": []} | content, "recall", list):
-            near = [take(row, f"recall {distance}") for distance in range(1, 9)]
-            for score in scores:
-                if which(score) == which(row):
-                    score["recall"] = statistics.mean(near)
-    return scores
 
 
 def as_numbers(values) -> list[float]:
