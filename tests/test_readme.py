@@ -22,12 +22,20 @@ def test_every_linked_file_and_every_program_is_there():
     for page in DOCS:
         text = page.read_text()
         assert not re.findall(r"(?<!`)`python [^`\n]*\n", text), f"{page.name}: a command is cut"
-        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
-            assert (page.parent / link).exists(), f"{page.name}: {link}"
+        for link, place in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", text):
+            target = page.parent / link if link else page
+            assert target.exists(), f"{page.name}: {link}"
+            assert not place or place in anchors_of(target), f"{page.name}: {link}#{place}"
         for program in re.findall(r"python (\w+\.py)", text):
             assert (ROOT / program).exists(), f"{page.name}: {program}"
         for module in re.findall(r"python -m experiments\.(\w+)", text):
             assert (ROOT / "experiments" / f"{module}.py").exists(), f"{page.name}: {module}"
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The headings of a page as links name them."""
+    headings = re.findall(r"^#+ (.*)", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def rows_of(page: str, head: str) -> list[list[str]]:
