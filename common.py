@@ -22,16 +22,14 @@ WEIGHTS = Path(__file__).parent / "weights/tiny.pt"  # come with the code
 def find_device(name: str) -> torch.device:
     """'auto' takes CUDA, then Apple's MPS, then the CPU; 'cuda:1' is the second GPU. Turns cuDNN's
     attention off where CUDA is taken. Raises UserError for what is not there."""
-    mps = int(torch.backends.mps.is_available())
-    count = {"cpu": 1, "mps": mps, "cuda": torch.cuda.device_count()}
-    here = [kind for kind, devices in count.items() if devices]
-    kind, colon, index = (here[-1] if name == "auto" else name).partition(":")
-    number = int(index[:9]) if index.isdecimal() else -1 if colon else 0
-    if not 0 <= number < count.get(kind, 0):
+    cards = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    here = ["cpu"] + ["mps"] * torch.backends.mps.is_available() + ["cuda"] * bool(cards)
+    chosen = here[-1] if name == "auto" else name
+    if chosen not in here + cards:
         raise UserError(f"device {name!r} is not there, expected auto or one of {', '.join(here)}")
-    if kind == "cuda":  # cuDNN's attention makes a plan for every new shape: a second a step
+    if chosen in ["cuda", *cards]:  # cuDNN's attention plans anew for every shape: a second a step
         torch.backends.cuda.enable_cudnn_sdp(False)
-    return torch.device(kind, number) if colon and kind != "cpu" else torch.device(kind)
+    return torch.device(chosen)
 
 
 def write_file(path: Path, content: bytes) -> None:

