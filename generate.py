@@ -281,6 +281,8 @@ def run(args: argparse.Namespace) -> None:
     resolve(args)
     model, info = open_model(args.checkpoint, find_device(args.device))
     args.history = args.history or info["history"]
+    if args.history not in SESSIONS:
+        raise UserError(f"{info['path']} is of {args.history!r}, expected {', '.join(SESSIONS)}")
     if args.history in HISTORIES and args.history != info["history"]:
         warn(f"--history {args.history}, but training was under {info['history']}")
     if args.watch and args.history != "sketch":
@@ -307,9 +309,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    memory = "--history-chunks" if args.ask is None else "--max-new-bytes"
-    memory = memory if args.read is None else "file"
-    with command_line("generate.py", memory):
+    with command_line("generate.py", "--history-chunks, --max-new-bytes or file"):
         run(args)
 
 

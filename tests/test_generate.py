@@ -141,7 +141,7 @@ def run(model, tmp_path, monkeypatch) -> list[str]:
     save_checkpoint("model.pt", model, info(max_context=63))
     Path("context").write_bytes(CONTEXT)
     Path("tiny").write_bytes(b"x")
-    return ["--checkpoint", "model.pt", "--device", "cpu:0"]
+    return ["--checkpoint", "model.pt", "--device", "cpu"]
 
 
 @pytest.mark.parametrize("asks", [False, True], ids=["write", "ask"])
@@ -213,6 +213,9 @@ def test_a_checkpoint_says_what_it_was_trained_for(run, model, monkeypatch, caps
     assert "trained under history 'full', it never learned to read" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="model.pt never learned to answer, .*checkpoint .*tiny"):
         g.main(run + ASK)
+    save_checkpoint("model.pt", model, info(history="recent"))
+    with pytest.raises(SystemExit, match="model.pt is of 'recent', expected sketch, full, prompt, none"):
+        g.main(run + how)
 
 
 def test_what_is_not_said_comes_from_training_and_from_what_is_asked_for(run, model, monkeypatch):

@@ -130,7 +130,8 @@ def test_a_path_is_printed_without_what_could_move_a_cursor(tmp_path, monkeypatc
         (["some", "--limit", str(10**18)], f"--limit is {10**18}"),
         (["some", "--out", "no/where.png"], "cannot write no/where.png, expected a file in"),
         (["some", "--out", "."], "cannot write ., expected a file in"),
-        (["some", "--out", "sketch.nothing"], "unknown file extension"),
+        (["some", "--out", "sketch.nothing"], "sketch.nothing, expected an ending such as .png"),
+        (["some", "--out", "sketch.xpm"], "sketch.xpm, expected an ending such as .png"),
     ],
 )
 def test_bad_input_gets_one_clear_line_and_no_picture(tmp_path, monkeypatch, arguments, said):

@@ -395,6 +395,7 @@ BAD_INPUT = [
     (f"--chunk {2**64}", "chunk is 18446744073709551616, expected int from 1 to"),
     (f"--batch-bytes {10**18}", "--batch-bytes is 1000000000000000000"),
     ("--device cpu:1", "device 'cpu:1' is not there"),
+    ("--data .", "new lies in --data ., expected outside it"),
     ("--resume", "new/model.pt is not there, expected a checkpoint"),
     ("--out done", "is there: --resume goes on with it, --out takes another folder"),
     ("--out no-info --resume", "lacks 'step' in its info"),
