@@ -99,15 +99,15 @@ class Session:
         how = dict(attn_mask=mask, is_causal=mask is None and q.shape[2] > 1, enable_gqa=True)
         return F.scaled_dot_product_attention(q, keys, values, **how)
 
-    @torch.inference_mode()
     def _feed(self, x: Tensor, positions: Tensor, sketches: int = 0, opens=True) -> Tensor:
         """Append x (B, T, C) to the cache, so many sketch tokens and then text; logits (B, 256)
         after its last token. opens: whether text begins a run, or goes on with the newest one."""
         T, mask = x.shape[1], None  # a prefill is causal, and a single token sees all
-        previous = torch.arange(1, T + 1, device=x.device)  # the first two keys are the newest
+        # Keys by number: 0 the newest sketch token before, 1 the newest text token, 2 + i x[:, i].
+        previous = torch.arange(1, T + 1, device=x.device)
         newest = torch.tensor([sketches + 1 if sketches else 0, T + 1], device=x.device)
         if sketches:
-            previous[0] = 0 if self.mark else 2
+            previous[0] = 0 if self.mark else 2  # a first one stands for itself
             self.mark += sketches
         if opens:
             previous[sketches] = sketches + 2

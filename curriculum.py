@@ -115,9 +115,9 @@ def scale_stages(table: tuple[Stage, ...], history: str, steps: int) -> list[Sta
     """
     without = count_steps(stage for stage in table if not stage.language)
     kept = min(without, steps / 3)
-    scale = {True: (steps - kept) / (count_steps(table) - without), False: kept / max(1, without)}
+    alone, other = kept / max(1, without), (steps - kept) / (count_steps(table) - without)
     scaled = [
-        replace(stage, steps=max(1, round(stage.steps * scale[bool(stage.language)])))
+        replace(stage, steps=max(1, round(stage.steps * (other if stage.language else alone))))
         for stage in table
     ]
     if history == "sketch":

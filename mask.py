@@ -89,6 +89,7 @@ class Plan(NamedTuple):
 
 def offset_keys(k: Tensor, previous: Tensor) -> Tensor:
     """Key offset: half of the channels, of which RoPE turns none, show the token before instead.
+    In `al=12` the key of `1` shows `=`: a query for what follows `=` finds `1` in one layer.
     k (B, KV, K, D); previous (T,) of the last T tokens -> (B, KV, T, D)."""
     quarter, own = k.shape[-1] // 4, k[:, :, -len(previous) :]
     before = k[..., quarter : 3 * quarter].index_select(2, previous)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from common import find_device, lock_folder, read_checkpoint, restore, save_checkpoint, write_file
 from console import UserError, check_range, command_line, delay_signals, one_line, warn
-from curriculum import CHUNK_TASKS, DEFAULTS, INSTRUCT_RATE, MAX_OWN_CHUNKS, MAX_STEPS, TABLES
+from curriculum import DEFAULTS, INSTRUCT_RATE, MAX_OWN_CHUNKS, MAX_STEPS, TABLES
 from curriculum import Stage, count_steps, fit_to_corpus, sample_batches, scale_stages
 from data import Corpus, load_corpus
 from evaluate import evaluate_briefly, report
@@ -60,7 +60,7 @@ def task_losses(model, task, history, text, openings, weights, skip: int) -> dic
 
 def backward(model: Vist2, batches, settings: "Settings") -> dict[str, float]:
     """Add the gradients of all tasks of one step. Returns the losses in bits per byte and the
-    accuracy of reading. Many tasks spell: the loss is that of the last one of CHUNK_TASKS."""
+    accuracy of reading. Many tasks spell: the loss is that of the last one."""
     log = {}
     for task, share, batch in batches:
         tensors = [part.to(model.device) for part in batch[:3]]
@@ -69,8 +69,6 @@ def backward(model: Vist2, batches, settings: "Settings") -> dict[str, float]:
         scale = {"spelling": SPELLING, task: 1.0}  # the task of spelling counts in full
         total = sum(scale[name] * nats for name, nats in measured.items() if name in scale)
         (share * total).backward()
-        if task not in CHUNK_TASKS:
-            measured.pop("spelling", None)
         log |= {name: value.detach() for name, value in measured.items()}
     return {k: v.item() / (1 if k == "accuracy" else math.log(2)) for k, v in log.items()}
 
@@ -141,6 +139,8 @@ class Settings:
         check_range("--batch-bytes", settings.batch_bytes, 1, 2**30)
         check_range("--lr", settings.lr, 1e-9, 1e3)
         check_range("--seed", settings.seed, 0, 2**63 - 1)
+        if self.data and Path(settings.out).resolve().is_relative_to(Path(self.data).resolve()):
+            raise UserError(f"--out {settings.out} lies in --data {self.data}, expected outside it")
         return settings
 
     @property
@@ -234,10 +234,9 @@ def train(
 
 def check_finite(measured: dict[str, float], step: int, saved: int) -> None:
     if not math.isfinite(sum(measured.values())):
-        raise UserError(
-            f"not finite at step {step + 1}: {measured}; expected a lower --lr, perhaps; "
-            + (f"the checkpoint of step {saved} stands" if saved else "nothing was saved")
-        )
+        advice = "expected a lower --lr in another --out, perhaps"
+        left = f"the checkpoint of step {saved} stands" if saved else "nothing was saved"
+        raise UserError(f"not finite at step {step + 1}: {measured}; {advice}; {left}")
 
 
 def save_run(out: Path, model: Vist2, info: dict, record: dict, optimizers) -> None:

@@ -298,9 +298,9 @@ class Vist2(nn.Module):
         """The decoder's inputs of runs of text that see each other: (.., T) ids -> (.., T, C).
 
         openings: (.., 1), of each run. An input is a sum of three: the embedding of its byte, that
-        of its run's opening, and a causal convolution over its byte and the ones before. The kernel
-        is the speller, transposed: so the last bytes of a text have nearly the code of a sketch
-        token that shows them. Where a token has several lines the kernel is that of the last.
+        of its run's opening, and a causal convolution over its byte and the ones before. `speller`
+        takes a sketch token to a code for each byte it shows; the kernel, its transpose, takes the
+        last K bytes to nearly the token that shows them, in its last line if it has several.
         """
         x, c = self.embed(ids), self.config
         how = dict(k=c.merge, byte=PATCH // c.cell[1], text=c.width)
@@ -310,7 +310,7 @@ class Vist2(nn.Module):
         padded = F.pad(x, (0, 0, K - 1, 0))
         windows = torch.cat([padded[..., k : k + T, :] for k in range(K)], dim=-1)  # (.., T, K C)
         looked_back = windows @ kernel.flatten(0, 1)
-        # an opening that is a byte, where the chunk before stays in sight, means writing
+        # a rival opens a chunk with the byte before, which it still sees: that means START
         return norm(x + self.embed(openings.clamp(min=START)) + looked_back)
 
     def compress(self, chunks: Tensor) -> Tensor:
@@ -341,15 +341,17 @@ class Vist2(nn.Module):
             return self(text, openings, "full").view(B, N - skip, n, BYTES)
         S = min({"sketch": N, "full": 0, "prompt": prompt_chunks}[history], N - 1)
 
-        # A chunk's inputs are its opening and all its bytes but the last.
+        # A chunk's inputs are its opening and all its bytes but the last. Each sketched chunk is a
+        # run of text of its own; those after them are one, where the byte before opens a chunk.
         opening = torch.cat([openings[:, : S + 1], text[:, S:-1, -1]], dim=1)[:, :, None]
         inputs = torch.cat([opening, text[:, :, :-1]], dim=2)  # (B, N, n)
-        x = self.embed_text(inputs[:, S:].flatten(1), opening[:, S]).unflatten(1, (N - S, n))
-        if S == 0:
-            x, m = x.flatten(1, 2), 1
+        last = self.embed_text(inputs[:, S:].flatten(1), opening[:, S])  # (B, (N - S) n, C)
+        if S == 0:  # a plain GPT
+            x, m = last, 1
         else:
             memory = self.compress(text[:, :S]) if memory is None else memory[:, :S]
-            x = torch.cat([self.embed_text(inputs[:, :S], opening[:, :S]), x], dim=1)
+            own = self.embed_text(inputs[:, :S], opening[:, :S])  # (B, S, n, C)
+            x = torch.cat([own, last.unflatten(1, (N - S, n))], dim=1)
             x, m = interleave(x, memory.to(x.dtype), skip), memory.shape[2]  # (B, T, C)
         plan = plan_forward(N, n, m, S, skip, self.may_attend, text.device)
         x = self.decoder(x, plan.positions, [partial(attention, plan=plan)] * self.config.layers)
