@@ -75,7 +75,7 @@ def save_checkpoint(path: str | Path, model: Vist2, info: dict, **more) -> None:
     """
     content = {"format": FORMAT, "config": asdict(model.config), "model": model.state_dict()}
     buffer = io.BytesIO()  # torch would hide why a file cannot be written
-    torch.save(content | {"info": info} | more, buffer)
+    torch.save(content | {"architecture": type(model).__name__, "info": info} | more, buffer)
     write_file(Path(path), buffer.getbuffer())
 
 
@@ -107,6 +107,8 @@ def read_checkpoint(path: str | Path, device="cpu") -> dict:
 
 def restore(content: dict, path: str | Path, kind: type[Vist2] = Vist2) -> Vist2:
     """The model in a checkpoint's content. Raises UserError if it does not fit this code."""
+    if content.get("architecture", kind.__name__) != kind.__name__:  # older files do not say
+        raise UserError(f"{path} holds a {content['architecture']}, expected a {kind.__name__}")
     try:
         with torch.device("meta"):  # sizes are compared before any memory is taken
             model = kind(Config(**content["config"]))

@@ -281,8 +281,6 @@ def run(args: argparse.Namespace) -> None:
     resolve(args)
     model, info = open_model(args.checkpoint, find_device(args.device))
     args.history = args.history or info["history"]
-    if args.history not in SESSIONS:
-        raise UserError(f"{info['path']} is of {args.history!r}, expected {', '.join(SESSIONS)}")
     if args.history in HISTORIES and args.history != info["history"]:
         warn(f"--history {args.history}, but training was under {info['history']}")
     if args.watch and args.history != "sketch":

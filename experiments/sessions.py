@@ -1,17 +1,20 @@
 """Rolling caches of rivals whose memory of a chunk is made while text is still in the cache.
 
-    python -m experiments.sessions --history slowfast --prompt "def " --stats
+    python -m experiments.sessions --history slowfast --checkpoint MODEL --prompt "def " --stats
 
 Both read a prompt chunk by chunk, as they would write it. The command is `generate.py` with one
-history more, for a checkpoint of the rival `slowfast`; nothing checks that. Shapes are those of
-vist2.py.
+history more, for a checkpoint of the rival `slowfast`. Shapes are those of vist2.py.
 """
+
+from functools import partial
 
 import torch
 from torch import Tensor
 
 import generate
 from cache import Session
+from common import open_model
+from console import UserError
 from vist2 import START, Vist2
 
 
@@ -93,7 +96,16 @@ class GistSession(ChunkwiseSession):
 
 
 def main(argv: list[str] | None = None) -> None:
+    from experiments.rivals import load_rival  # which imports this file
+
+    def load(path, device):
+        model, info = load_rival(path, device)
+        if info["rival"] != "slowfast":
+            raise UserError(f"{path} is of {info['rival']}, expected slowfast")
+        return model, info
+
     generate.SESSIONS["slowfast"] = SlowFastSession
+    generate.open_model = partial(open_model, load=load)
     generate.main(argv)
 
 

@@ -213,9 +213,6 @@ def test_a_checkpoint_says_what_it_was_trained_for(run, model, monkeypatch, caps
     assert "trained under history 'full', it never learned to read" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="model.pt never learned to answer, .*checkpoint .*tiny"):
         g.main(run + ASK)
-    save_checkpoint("model.pt", model, info(history="recent"))
-    with pytest.raises(SystemExit, match="model.pt is of 'recent', expected sketch, full, prompt, none"):
-        g.main(run + how)
 
 
 def test_what_is_not_said_comes_from_training_and_from_what_is_asked_for(run, model, monkeypatch):

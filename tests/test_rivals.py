@@ -3,7 +3,8 @@ import torch
 from conftest import info, make_model, piped
 
 import generate
-from common import save_checkpoint
+from common import load_checkpoint, save_checkpoint
+from console import UserError
 from experiments import sessions
 from experiments.compare import CELLS, costs
 from experiments.rivals import RIVALS, Leak, load_rival, see_newest_chunk
@@ -268,20 +269,27 @@ def test_a_checkpoint_of_a_rival_opens_as_that_rival(name, tmp_path):
     text, history = random_text(), RIVALS[name].history
     assert type(again) is type(model) and known["rival"] == name
     assert torch.equal(again(text, history=history), model(text, history=history))
+    said = f"model.pt holds a {type(model).__name__}, expected a Vist2"
+    with pytest.raises(UserError, match=said):  # some have the weights of a Vist2, and other eyes
+        load_checkpoint(tmp_path / "model.pt")
 
 
 def test_slow_and_fast_writes_what_the_uncached_forward_finds_likeliest(
     tmp_path, monkeypatch, capsys
 ):
     model, prompt, new = make_rival("slowfast"), b"def " * 12, 40
-    save_checkpoint(tmp_path / "model.pt", model, info())
+    save_checkpoint(tmp_path / "model.pt", model, info(), settings={"rival": "slowfast"})
     arguments = ["--history", "slowfast", "--checkpoint", str(tmp_path / "model.pt")]
     arguments += ["--prompt", prompt.decode(), "--history-chunks", str(N), "--stats"]
     arguments += ["--max-new-bytes", str(new), "--temperature", "0"]
     with pytest.raises(SystemExit):
         generate.main(arguments)
     monkeypatch.setattr(generate, "SESSIONS", generate.SESSIONS.copy())
+    monkeypatch.setattr(generate, "open_model", generate.open_model)
     written = piped(monkeypatch, arguments, sessions.main)
+    save_checkpoint(tmp_path / "other.pt", make_model(), info())
+    with pytest.raises(SystemExit, match="other.pt is of sketch, expected slowfast"):
+        sessions.main([*arguments, "--checkpoint", str(tmp_path / "other.pt")])
     text = generate.as_row((prompt + written).ljust(N * n)).view(1, N, n)
     likeliest = model(text)[0].flatten(0, 1).argmax(-1)[len(prompt) :]
     assert list(written) == likeliest[:new].tolist()
