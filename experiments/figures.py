@@ -13,6 +13,7 @@
     costs FILE                    what bench --json has measured
     rivals FILE                   what compare --json has: gap closed
     ratios FILE                   ... and by bytes a memory token
+    emergence FILE                ... and recall and reading while it trains
     sweep FILE                    what sweep --json has: fewer tokens or more parameters
 
 Each writes NAME.png into the current folder, or --out. Pillow draws what is made of pixels; the
@@ -285,7 +286,7 @@ def as_numbers(values) -> list[float]:
 
 def colours_of(names) -> dict[str, str]:
     """COLOURS, and others for what has none there."""
-    others = itertools.cycle("C3 C4 C5 C6 C8 C9 black navy gold peru".split())
+    others = itertools.cycle("C3 C4 C5 C6 C8 C9 black navy gold peru lime teal pink plum".split())
     return {name: COLOURS.get(name) or next(others) for name in names}
 
 
@@ -337,14 +338,14 @@ def ratios(args: argparse.Namespace) -> None:
 
 
 def emergence(args: argparse.Namespace) -> None:
-    """Recall, the mean over one to eight chunks, and reading of each rival while it trains."""
+    """Recall, mean over one to eight chunks, and reading of each rival at 4x while it trains."""
     content = read_file(args.file)
-    panels = {"recall ": "values recalled", "reading noise": "random bytes read"}
+    panels = {"recall ": "values recalled at 4x", "reading noise": "random bytes read at 4x"}
     curves: dict[str, dict[tuple, list]] = {prefix: {} for prefix in panels}
     with expect("what compare --json writes", args.file):
         for run in take(json.loads(content), "runs", list):
             name = take(run, "rival", str), take(run, "seed", int)
-            for line in take(run, "by step", list):
+            for line in take(run, "by step", list) if take(run, "ratio") == 4 else []:
                 for prefix, found in curves.items():
                     shares = [take(line, field) for field in line if field.startswith(prefix)]
                     if shares:

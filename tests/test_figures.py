@@ -17,6 +17,7 @@ from console import one_line
 from data import Corpus, Text, load_corpus
 from evaluate import bits_of, held_out_windows
 from experiments import figures, report, trace
+from experiments.rivals import RIVALS
 from experiments.trace import Moment, Watched, moment_picture, moments
 from generate import as_row, generate
 from mask import Layout, make_layout, may_attend
@@ -271,6 +272,7 @@ def test_all_that_was_measured_is_drawn(drawn):
     Path("scores.json").write_text(json.dumps({"runs": scores, "recall": [recall]}))
     axes = drawn("rivals", "scores.json")
     assert colours_of(axes[1]) == {"none": figures.COLOURS["none"], "conv": "C3"}
+    assert len(set(figures.colours_of(RIVALS).values())) == len(RIVALS)
     gaps, chunk = map(lines_of, axes)
     assert gaps["all positions"] == [[0.75, 50], [0.8, 50]]  # none hides another
     assert chunk == {"none": [[0, 3], [1, 1]], "conv": [[0, 3], [1, 2]]}
@@ -278,7 +280,8 @@ def test_all_that_was_measured_is_drawn(drawn):
     assert bits == {"none": [[4, 3], [8, 3]], "conv": [[4, 1.5], [8, 2.5]]}
     assert read == {"conv": [[4, 0.5], [8, 0.5]]} and recall == {"conv": [[8, 0.25]]}
     lines = [{"step": 5, "reading noise": 0.5}, {"step": 9, "recall 1": 1.0, "recall 8": 0.5}]
-    runs = [{"rival": "gist", "seed": 1, "by step": lines}]
+    run = {"rival": "gist", "seed": 1, "ratio": 4, "by step": lines}
+    runs = [run, run | {"ratio": 8, "by step": [{"step": 5, "reading noise": 0.25}]}]
     Path("steps.json").write_text(json.dumps({"runs": runs}))
     recall, read = map(lines_of, drawn("emergence", "steps.json"))
     assert recall == {"gist, seed 1": [[9, 0.75]]} and read == {"gist, seed 1": [[5, 0.5]]}
@@ -346,6 +349,7 @@ def test_every_command_in_the_docs_is_known_and_writes_into_the_current_folder(m
     assert {name for name, _ in commands} == known
     core = import_module("generate")
     monkeypatch.setattr(core, "SESSIONS", core.SESSIONS.copy())
+    monkeypatch.setattr(core, "open_model", core.open_model)
     for name, options in commands:
         module, options = import_module(f"experiments.{name}"), shlex.split(options)
         parses = core if name == "sessions" else module
