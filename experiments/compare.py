@@ -117,7 +117,8 @@ def train_or_load(run: Run, corpus: Corpus) -> Vist2:
             info = train(model, corpus, run, stages, folder, content)
         except UserError as error:
             raise UserError(f"{folder}: {error}") from None
-        if info["step"] < info["steps"]:  # main says what goes on with it
+        if info["step"] < info["steps"]:
+            warn("stopped: the same command goes on")
             raise KeyboardInterrupt
     return model.eval()
 
@@ -335,11 +336,7 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     with command_line("compare.py", "--data"):
-        try:
-            run(args)
-        except KeyboardInterrupt:
-            warn("stopped: the same command goes on")
-            raise
+        run(args)
 
 
 if __name__ == "__main__":
