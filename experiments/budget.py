@@ -15,11 +15,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 import evaluate
-from common import find_device
+from common import find_device, open_model
 from console import UserError, check_range, check_writable, command_line
-from data import Corpus, load_corpus
+from data import Corpus
+from experiments.report import load_test_corpus, long_windows
 from experiments.report import make_parser, save_json, show, this_machine
-from experiments.rivals import PromptOnly, SlowFast, load_rival
+from experiments.rivals import PromptOnly, Prune, SlowFast, load_rival
 from questions import Example
 from vist2 import Config, Vist2
 
@@ -62,8 +63,7 @@ def budget_rows(
     """A row for each budget and model. Bits are those of the same held-out chunks for all."""
     n = models[0][0].config.chunk
     farthest = max(BUDGETS[-1] + n, *(info["max_window"] for _, info in models))
-    text = corpus.held_out.windows(farthest)
-    text = text[:: max(1, len(text) // windows)][:windows]
+    text = long_windows(corpus, farthest, windows)
     asked = {d: evaluate.sample_questions(corpus, n, d, questions) for d in DISTANCES}
     for entries in BUDGETS:
         for model, info in models:
@@ -78,7 +78,7 @@ def budget_rows(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = make_parser("budget", __doc__, "--device", "--json")
+    parser = make_parser("budget", __doc__, "--data", "--device", "--json")
     add = parser.add_argument
     default = ["runs/full/model.pt", "runs/sketch/model.pt"]
     add("checkpoints", nargs="*", default=default, help=f"default: {' '.join(default)}")
@@ -90,21 +90,23 @@ def main(argv: list[str] | None = None) -> None:
         check_range("--questions", args.questions, 1, 10_000)
         check_writable(args.json)
         device = find_device(args.device)
-        models = [load_rival(path, device) for path in args.checkpoints]
-        config = models[0][0].config
-        for path, (model, info) in zip(args.checkpoints, models, strict=True):
+        models = [open_model(path, device, load_rival) for path in args.checkpoints]
+        for model, info in models:
+            path, n, first = info["path"], model.config.chunk, models[0][0].config.chunk
             if info["history"] not in ("full", "sketch"):
                 raise UserError(f"{path} has history {info['history']}, expected full or sketch")
             if isinstance(model, SlowFast | PromptOnly):
                 raise UserError(f"{path} keeps text beside its sketches, expected one or the other")
-            n = model.config.chunk
-            if n != config.chunk:
-                raise UserError(f"{path} has chunks of {n} bytes, expected {config.chunk}")
-        corpus = load_corpus(None, config.chunks * config.chunk)
+            if isinstance(model, Prune):
+                raise UserError(f"{path} keeps fewer tokens than its config has, expected all")
+            if n != first or BUDGETS[0] % n:
+                alike = f"expected one divisor of {BUDGETS[0]} for all"
+                raise UserError(f"{path} has chunks of {n} bytes, {alike}")
+            corpus = load_test_corpus(model, info, args.data)
         title = f"Held-out text and {args.questions} questions at each distance, in chunks"
         rows = show(title, budget_rows(models, corpus, args.windows, args.questions))
         if args.json:
-            infos = dict(zip(args.checkpoints, (info for _, info in models), strict=True))
+            infos = {info["path"]: info for _, info in models}
             save_json(args.json, {"machine": this_machine(device), "info": infos, "rows": rows})
 
 

@@ -21,8 +21,9 @@ from cache import Session
 from common import CHECKPOINT, find_device, open_model
 from console import check_range, check_writable, command_line
 from data import Corpus, Text, generator
-from experiments.report import load_test_corpus, make_parser, save_json, show, this_machine
-from experiments.rivals import Leak, load_rival
+from experiments.report import load_test_corpus, long_windows
+from experiments.report import make_parser, save_json, show, this_machine
+from experiments.rivals import Leak, Prune, load_rival
 from experiments.sessions import GistSession
 from generate import read_back
 from questions import (
@@ -158,7 +159,7 @@ def sample_pages(corpus: Corpus, rows: int, n: int) -> Iterator[tuple[str, Tenso
 
 
 def reading_rows(model: Vist2, corpus: Corpus, history: str, count: int) -> Iterator[dict]:
-    if history != "sketch":  # nothing to read
+    if history != "sketch" or isinstance(model, Prune):  # nothing to read, or no cache of it
         return
     session = GistSession if isinstance(model, Leak) else Session
     for name, page in sample_pages(corpus, count, model.config.chunk):
@@ -171,15 +172,9 @@ def reading_rows(model: Vist2, corpus: Corpus, history: str, count: int) -> Iter
 # ---------------------------------------------------------------------------------- language
 
 
-def long_windows(corpus: Corpus, count: int) -> Tensor:
-    """Held-out windows of four times training's shortest, spread over all: (count, bytes)."""
-    windows = corpus.held_out.windows(4 * corpus.held_out.window)
-    return windows[:: max(1, len(windows) // count)][:count]
-
-
-def language_rows(model: Vist2, corpus: Corpus, history: str, count: int) -> Iterator[dict]:
-    """Long windows, whole and cut into the shortest."""
-    config, windows = model.config, long_windows(corpus, count)
+def language_rows(model: Vist2, corpus: Corpus, history: str, windows: Tensor) -> Iterator[dict]:
+    """Held-out windows of four times training's shortest, whole and cut into the shortest."""
+    config = model.config
     whole = evaluate.bits_of(model, windows.reshape(len(windows), -1, config.chunk), history)
     cut = evaluate.bits_of(model, windows.reshape(-1, config.chunks, config.chunk), history)
     yield {"chunks of past, up to": config.chunks - 1, "bits per byte": cut.mean().item()}
@@ -203,11 +198,11 @@ def name_places(text: bytes, n: int, training: bytes) -> Iterator[tuple[int, int
 
 
 @torch.inference_mode()
-def name_rows(model: Vist2, corpus: Corpus, history: str, count: int) -> Iterator[dict]:
-    """Names in long windows that come again: share of which all is likeliest after the first
+def name_rows(model: Vist2, corpus: Corpus, history: str, windows: Tensor) -> Iterator[dict]:
+    """Names in windows that come again: share of which all is likeliest after the first
     letters, by how many chunks back they stood the last time; of all, and of new ones."""
     n, right, training = model.config.chunk, {}, bytes(corpus.train.bytes.numpy())
-    for window in long_windows(corpus, count):
+    for window in windows:
         text = window.view(1, -1, n).to(model.device)
         hit = (model(text, history=history).argmax(-1) == text).flatten()
         for start, end, back, new in name_places(bytes(window.tolist()), n, training):
@@ -239,13 +234,14 @@ def main(argv: list[str] | None = None) -> None:
         model, info = open_model(args.checkpoint, device, load_rival)
         corpus = load_test_corpus(model, info, args.data)
         content = {"machine": this_machine(model.device), "info": info, "count": args.count}
-        for name, title, rows in (
-            ("recall", f"Facts, share of {args.count} questions", recall_rows),
-            ("reading", f"Pages, {args.count} of each kind", reading_rows),
-            ("language", "Held-out text", language_rows),
-            ("names", f"Names in held-out text, after {BEGUN} letters", name_rows),
+        long = long_windows(corpus, 4 * corpus.held_out.window, args.count)
+        for name, title, rows, what in (
+            ("recall", f"Facts, share of {args.count} questions", recall_rows, args.count),
+            ("reading", f"Pages, {args.count} of each kind", reading_rows, args.count),
+            ("language", "Held-out text", language_rows, long),
+            ("names", f"Names in held-out text, after {BEGUN} letters", name_rows, long),
         ):
-            content[name] = show(title, rows(model, corpus, info["history"], args.count))
+            content[name] = show(title, rows(model, corpus, info["history"], what))
         if args.json:
             save_json(args.json, content)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from common import write_file
@@ -74,6 +75,15 @@ def load_test_corpus(model: Vist2, info: dict, data: str | None, *, refuse=False
             raise UserError(about)
         warn(about)
     return corpus
+
+
+def long_windows(corpus: Corpus, size: int, count: int) -> Tensor:
+    """At most `count` held-out windows of `size` bytes, spread over all: (count, size). Raises
+    UserError if there is none."""
+    windows = corpus.held_out.windows(size)
+    if not len(windows):
+        raise UserError(f"no held-out file of {corpus.name} has {size:,} bytes")
+    return windows[:: max(1, len(windows) // count)][:count]
 
 
 def processor() -> str:

@@ -7,7 +7,6 @@ from conftest import info, make_model
 
 import evaluate
 from common import save_checkpoint
-from data import load_corpus
 from experiments import budget
 from experiments.rivals import RIVALS
 from questions import Example
@@ -51,18 +50,16 @@ def test_bits_are_those_of_the_last_chunk_with_no_more_past_than_fits(model):
 @pytest.fixture
 def arguments(tmp_path, small_file, monkeypatch) -> list[str]:
     small_file.write_bytes(5 * small_file.read_bytes())
-    load = lambda _, window: load_corpus(str(small_file), window)
-    monkeypatch.setattr(budget, "load_corpus", load)
     monkeypatch.setattr(budget, "DISTANCES", (1, 8))
     monkeypatch.setattr(budget, "BUDGETS", (16, 32))
     monkeypatch.chdir(tmp_path)
     for name in ("full", "sketch", "none"):
         save_checkpoint(name, make_model(), info(history=name))
-    for name, rival in (("slow", "slowfast"), ("prompt", "prompt"), ("rival", "patches")):
-        save_checkpoint(name, make_model(RIVALS[rival].model), info(), settings={"rival": rival})
+    for name in ("slowfast", "prompt", "patches", "prune"):
+        save_checkpoint(name, make_model(RIVALS[name].model), info(), settings={"rival": name})
     save_checkpoint("new", make_model(), info(), settings={"rival": "cnn"})
     save_checkpoint("long", make_model(chunk=32), info())
-    return ["--questions", "2", "full", "sketch"]
+    return ["--questions", "2", "--data", str(small_file), "full", "sketch"]
 
 
 def test_contexts_and_pasts_are_cut_to_what_fits(arguments, monkeypatch, capsys):
@@ -75,7 +72,7 @@ def test_contexts_and_pasts_are_cut_to_what_fits(arguments, monkeypatch, capsys)
     ]
     assert [row["bytes seen, at most"] for row in rows] == [16, 16, 32, 4 * 16]
     assert f"| {' | '.join(rows[0])} |" in said
-    budget.main(["--windows", "1", "--json", "out.json", *arguments[:2], "rival"])
+    budget.main(["--windows", "1", "--json", "out.json", *arguments[:4], "patches"])
     assert json.loads(Path("out.json").read_text())["rows"][0]["memory"] == "patches"
     lengths = [max(len(example.context) for example in some) for some in asked]
     assert max(lengths[:4]) < 16 and 16 < lengths[4] < 32 < lengths[7] <= 4 * 16
@@ -85,9 +82,10 @@ def test_contexts_and_pasts_are_cut_to_what_fits(arguments, monkeypatch, capsys)
     "more, said",
     [
         (["none"], "none has history none, expected full or sketch"),
-        (["slow"], "slow keeps text beside its sketches"),
+        (["slowfast"], "slowfast keeps text beside its sketches"),
         (["prompt"], "prompt keeps text beside its sketches"),
-        (["long"], "long has chunks of 32 bytes, expected 16"),
+        (["prune"], "prune keeps fewer tokens than its config has"),
+        (["long"], "long has chunks of 32 bytes, expected one divisor of 16 for all"),
         (["gone"], "gone is not there"),
         (["new"], "new is of cnn, expected one of none, full, sketch"),
         (["--windows", "0"], "--windows is 0"),

@@ -90,6 +90,16 @@ def test_pages_are_read_from_the_cache_that_holds_a_rivals_memory(rival, session
     assert set(read_with) == {session} and rows[0]["bytes right"] == 1
 
 
+def test_what_has_no_long_windows_is_refused_before_anything_is_asked(tmp_path, capsys):
+    save_checkpoint(tmp_path / "model.pt", make_model(), info())
+    (tmp_path / "data").mkdir()
+    for name in range(30):
+        (tmp_path / "data" / str(name)).write_bytes(b"%d short\n" % name * 20)
+    with pytest.raises(SystemExit, match="no held-out file of .*data has 256 bytes"):
+        kinds.main([str(tmp_path / "model.pt"), "--data", str(tmp_path / "data")])
+    assert capsys.readouterr().out == ""
+
+
 def test_a_name_counts_by_when_it_stood_last_and_only_if_all_of_its_rest_is_likeliest(monkeypatch):
     text = bytearray(b". " * 128)
     stands = {b"long_name": (0, 19, 34), b"Question": (50, 200), b"shorter": (64, 80)}
@@ -106,7 +116,7 @@ def test_a_name_counts_by_when_it_stood_last_and_only_if_all_of_its_rest_is_like
         model, wrong = make_model(), torch.tensor(list(mistaken), dtype=torch.long)
         guess = lambda seen, history: F.one_hot(seen.where(~torch.isin(seen, wrong), 0), 256)
         monkeypatch.setattr(model, "forward", guess)
-        rows = kinds.name_rows(model, corpus, "sketch", 1)
+        rows = kinds.name_rows(model, corpus, "sketch", corpus.held_out.windows(256))
         return {row["last seen, chunks back"]: row[of] for row in rows}
 
     assert completed(b"") == completed(b"lQ. ") == {"1": 1, "8 to 15": 1}
