@@ -115,9 +115,9 @@ def scale_stages(table: tuple[Stage, ...], history: str, steps: int) -> list[Sta
     """
     without = count_steps(stage for stage in table if not stage.language)
     kept = min(without, steps / 3)
-    alone, other = kept / max(1, without), (steps - kept) / (count_steps(table) - without)
+    apart, language = kept / max(1, without), (steps - kept) / (count_steps(table) - without)
     scaled = [
-        replace(stage, steps=max(1, round(stage.steps * (other if stage.language else alone))))
+        replace(stage, steps=max(1, round(stage.steps * (language if stage.language else apart))))
         for stage in table
     ]
     if history == "sketch":

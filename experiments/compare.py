@@ -11,6 +11,7 @@ that a comparison that was interrupted goes on where it stopped.
 """
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import json
@@ -117,8 +118,7 @@ def train_or_load(run: Run, corpus: Corpus) -> Vist2:
             info = train(model, corpus, run, stages, folder, content)
         except UserError as error:
             raise UserError(f"{folder}: {error}") from None
-        if info["step"] < info["steps"]:
-            warn("stopped: the same command goes on")
+        if info["step"] < info["steps"]:  # `resumable` says what goes on with it
             raise KeyboardInterrupt
     return model.eval()
 
@@ -285,6 +285,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@contextlib.contextmanager
+def resumable(program: str) -> Iterator[None]:
+    """`command_line` of a program that keeps each run on disk."""
+    with command_line(program, "--data"):
+        try:
+            yield
+        except KeyboardInterrupt:
+            warn("stopped: the same command goes on")
+            raise
+
+
 def check_folder(out: str) -> None:
     """Raises UserError for a file."""
     if Path(out).exists() and not Path(out).is_dir():
@@ -302,7 +313,8 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     check(args)
     steps, windows = (QUICK, QUICK_WINDOWS) if args.quick else (args.steps, None)
-    make = partial(make_run, steps=steps, lr=args.lr, device=args.device, out=args.out)
+    how = dict(lr=args.lr, device=args.device, data=args.data, out=args.out)
+    make = partial(make_run, steps=steps, **how)
     rivals = sorted(args.rivals, key=lambda name: name not in REFERENCES)
     lines = [
         [make(name, ratio, seed=seed) for seed in range(args.seeds)]
@@ -335,7 +347,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    with command_line("compare.py", "--data"):
+    with resumable("compare.py"):
         run(args)
 
 

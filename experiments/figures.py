@@ -13,7 +13,7 @@
     costs FILE                    what bench --json has measured
     rivals FILE                   what compare --json has: gap closed
     ratios FILE                   ... and by bytes a memory token
-    emergence FILE                ... and recall and reading while it trains
+    emergence FILE                ... recall and reading at 4x while it trains
     sweep FILE                    what sweep --json has: fewer tokens or more parameters
 
 Each writes NAME.png into the current folder, or --out. Pillow draws what is made of pixels; the
@@ -351,6 +351,8 @@ def emergence(args: argparse.Namespace) -> None:
                     if shares:
                         point = take(line, "step", int), statistics.mean(shares)
                         found.setdefault(name, []).append(point)
+    if not any(curves.values()):
+        raise UserError(f"{args.file} has no run at 4x")
     figure, axes = new_figure(1, 2, (13, 5))
     colours = colours_of(dict.fromkeys(rival for runs in curves.values() for rival, _ in runs))
     for axis, (prefix, title) in zip(axes, panels.items(), strict=True):

@@ -1,9 +1,9 @@
 """Rolling caches of rivals whose memory of a chunk is made while text is still in the cache.
 
-    python -m experiments.sessions --history slowfast --checkpoint MODEL --prompt "def " --stats
+    python -m experiments.sessions --checkpoint MODEL --prompt "def " --stats
 
-Both read a prompt chunk by chunk, as they would write it. The command is `generate.py` with one
-history more, for a checkpoint of the rival `slowfast`. Shapes are those of vist2.py.
+Both read a prompt chunk by chunk, as they would write it. The command is `generate.py` for a
+checkpoint of the rival `slowfast`. Shapes are those of vist2.py.
 """
 
 from functools import partial
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"{path} is of {info['rival']}, expected slowfast")
         return model, info
 
-    generate.SESSIONS["slowfast"] = SlowFastSession
+    generate.SESSIONS["sketch"] = SlowFastSession
     generate.open_model = partial(open_model, load=load)
     generate.main(argv)
 

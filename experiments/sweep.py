@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from common import find_device
-from console import UserError, check_range, check_writable, command_line
+from console import UserError, check_range, check_writable
 from curriculum import DEFAULTS, MAX_STEPS
 from data import Corpus, load_corpus
 from experiments.bench import count_deep, encoder_flops, make_model
-from experiments.compare import Run, check_folder, make_run, recall_of, score_or_load
+from experiments.compare import Run, check_folder, make_run, recall_of, resumable, score_or_load
 from experiments.report import make_parser, save_json, show, this_machine
 from vist2 import Config
 
@@ -99,11 +99,11 @@ def main(argv: list[str] | None = None) -> None:
     add("--sizes", action="store_true", help="show what would be trained, and stop")
     add("--out", metavar="DIR", default="runs/sweep", help="for all runs (%(default)s)")
     args = parser.parse_args(argv)
-    with command_line("sweep.py", "--data"):
+    with resumable("sweep.py"):
         check_range("--steps", args.steps, 1, MAX_STEPS)
         check_writable(args.json)
         check_folder(args.out)
-        how = dict(steps=args.steps, lr=args.lr, device=args.device, out=args.out)
+        how = dict(steps=args.steps, lr=args.lr, device=args.device, data=args.data, out=args.out)
         runs = [(cost, fit_run(ratio, cost, **how)) for cost in COSTS for ratio in RATIOS]
         title = f"The widest decoders that read {PROMPT} bytes at a cost"
         rows = (size_row(cost, run) for cost, run in runs)

@@ -16,7 +16,7 @@ from common import save_checkpoint
 from console import one_line
 from data import Corpus, Text, load_corpus
 from evaluate import bits_of, held_out_windows
-from experiments import figures, report, trace
+from experiments import compare, figures, report, trace
 from experiments.rivals import RIVALS
 from experiments.trace import Moment, Watched, moment_picture, moments
 from generate import as_row, generate
@@ -285,6 +285,9 @@ def test_all_that_was_measured_is_drawn(drawn):
     Path("steps.json").write_text(json.dumps({"runs": runs}))
     recall, read = map(lines_of, drawn("emergence", "steps.json"))
     assert recall == {"gist, seed 1": [[9, 0.75]]} and read == {"gist, seed 1": [[5, 0.5]]}
+    Path("steps.json").write_text(json.dumps({"runs": runs[1:]}))
+    with pytest.raises(SystemExit, match="steps.json has no run at 4x"):
+        figures.main(["emergence", "steps.json"])
     sizes = [{"GFLOP at most": 2, "ratio": r, "bpb": 1 / r, "recall 8": r / 8} for r in (1, 4)]
     Path("sweep.json").write_text(json.dumps({"rows": sizes}))
     bits, recall = map(lines_of, drawn("sweep", "sweep.json"))
@@ -352,7 +355,7 @@ def test_every_command_in_the_docs_is_known_and_writes_into_the_current_folder(m
     monkeypatch.setattr(core, "open_model", core.open_model)
     for name, options in commands:
         module, options = import_module(f"experiments.{name}"), shlex.split(options)
-        parses = core if name == "sessions" else module
+        parses = {"sessions": core, "sweep": compare}.get(name, module)
         monkeypatch.setattr(parses, "command_line", None)  # comes after all options are parsed
         pytest.raises(TypeError, module.main, options)
         for option, path in zip(options, options[1:], strict=False):

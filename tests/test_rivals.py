@@ -279,7 +279,7 @@ def test_slow_and_fast_writes_what_the_uncached_forward_finds_likeliest(
 ):
     model, prompt, new = make_rival("slowfast"), b"def " * 12, 40
     save_checkpoint(tmp_path / "model.pt", model, info(), settings={"rival": "slowfast"})
-    arguments = ["--history", "slowfast", "--checkpoint", str(tmp_path / "model.pt")]
+    arguments = ["--checkpoint", str(tmp_path / "model.pt")]
     arguments += ["--prompt", prompt.decode(), "--history-chunks", str(N), "--stats"]
     arguments += ["--max-new-bytes", str(new), "--temperature", "0"]
     with pytest.raises(SystemExit):
@@ -296,7 +296,7 @@ def test_slow_and_fast_writes_what_the_uncached_forward_finds_likeliest(
     held = entries("slowfast", len(prompt) + new - 1)  # the last byte is not fed
     said = capsys.readouterr().err
     assert f"the cache holds {held} entries" in said and "training was under" not in said
-    assert generate.generate(model, prompt, new, history="slowfast", history_chunks=N) == written
+    assert generate.generate(model, prompt, new, history_chunks=N) == written
 
 
 def test_costs_are_those_of_the_default_model():

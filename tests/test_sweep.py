@@ -68,10 +68,12 @@ def test_all_that_fits_is_trained_scored_and_written(small_file, tmp_path, monke
     assert make_model(merge=4).config.ratio == rows[-1]["ratio"]
 
 
-def test_bad_steps_get_one_clear_line():
+def test_bad_settings_get_one_clear_line(tmp_path):
     with pytest.raises(SystemExit, match="sweep.py: --steps is 0"):
         sweep.main(["--steps", "0"])
     with pytest.raises(SystemExit, match="--out is .*, a file, expected a folder"):
         sweep.main(["--out", __file__])
+    with pytest.raises(SystemExit, match="--out .* lies in --data"):
+        sweep.main(["--data", str(tmp_path), "--out", str(tmp_path / "runs")])
     with pytest.raises(UserError, match="no decoder reads 64 bytes at 16x for 1e-06 GFLOP"):
         sweep.fit_run(16, 1e-6, **HOW)
