@@ -27,7 +27,7 @@ from questions import STOP, question_prompt, refuse_roles
 from render import PAGE, half_blocks, render
 from vist2 import BYTES, HISTORIES, READ, Config, Vist2
 
-# By history: what writes, of a model, a batch size and a capacity; experiments add theirs.
+# By history: what writes, of a model, a batch size and a capacity; an experiment puts its own there.
 SESSIONS = {history: partial(Session, history=history) for history in HISTORIES}
 
 
@@ -281,7 +281,7 @@ def run(args: argparse.Namespace) -> None:
     resolve(args)
     model, info = open_model(args.checkpoint, find_device(args.device))
     args.history = args.history or info["history"]
-    if args.history in HISTORIES and args.history != info["history"]:
+    if args.history != info["history"]:
         warn(f"--history {args.history}, but training was under {info['history']}")
     if args.watch and args.history != "sketch":
         raise UserError(f"--watch is for --history sketch, this is {args.history}")
