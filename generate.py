@@ -27,7 +27,7 @@ from questions import STOP, question_prompt, refuse_roles
 from render import PAGE, half_blocks, render
 from vist2 import BYTES, HISTORIES, READ, Config, Vist2
 
-# By history: what writes, of a model, a batch size and a capacity; an experiment puts its own there.
+# By history: what writes, of a model, a batch size and a capacity; an experiment puts its own in.
 SESSIONS = {history: partial(Session, history=history) for history in HISTORIES}
 
 
