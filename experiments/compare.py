@@ -313,8 +313,8 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     check(args)
     steps, windows = (QUICK, QUICK_WINDOWS) if args.quick else (args.steps, None)
-    how = dict(lr=args.lr, device=args.device, data=args.data, out=args.out)
-    make = partial(make_run, steps=steps, **how)
+    how = dict(steps=steps, lr=args.lr, device=args.device, data=args.data, out=args.out)
+    make = partial(make_run, **how)
     rivals = sorted(args.rivals, key=lambda name: name not in REFERENCES)
     lines = [
         [make(name, ratio, seed=seed) for seed in range(args.seeds)]

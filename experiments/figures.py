@@ -344,8 +344,10 @@ def emergence(args: argparse.Namespace) -> None:
     curves: dict[str, dict[tuple, list]] = {prefix: {} for prefix in panels}
     with expect("what compare --json writes", args.file):
         for run in take(json.loads(content), "runs", list):
+            if take(run, "ratio") != 4:
+                continue
             name = take(run, "rival", str), take(run, "seed", int)
-            for line in take(run, "by step", list) if take(run, "ratio") == 4 else []:
+            for line in take(run, "by step", list):
                 for prefix, found in curves.items():
                     shares = [take(line, field) for field in line if field.startswith(prefix)]
                     if shares:
