@@ -123,21 +123,11 @@ class Session:
     @torch.inference_mode()
     def _refill(self, text: Tensor, sketched: int, opening: int) -> Tensor:
         """Start anew from text (B, T) of which so many leading chunks are held as sketches."""
-        (B, T), n, m = text.shape, self.model.config.chunk, self.model.config.sketch_tokens
-        self.text[:, :T] = text
-        self.count, self.closed = T, sketched
+        self.text[:, : text.shape[1]] = text
+        self.count, self.closed = text.shape[1], sketched
         self.cache.length = self.mark = 0
-        self.opening = torch.full((B, 1), opening, device=text.device)
-        run = torch.cat([self.opening, text[:, sketched * n :]], dim=1)
-        x = self.model.embed_text(run, self.opening)
-        positions = torch.arange(sketched * n, T + 1, device=text.device)
-        if not sketched or self.history == "none":
-            return self._feed(x, positions)
-        chunks = text[:, : sketched * n].reshape(B, sketched, n)
-        memory = [self.model.compress(group) for group in chunks.split(GROUP, dim=1)]
-        x = torch.cat([torch.cat(memory, dim=1).flatten(1, 2), x], dim=1)
-        of_sketches = sketch_positions(torch.arange(sketched, device=text.device), n, m)
-        return self._feed(x, torch.cat([of_sketches.flatten(), positions]), sketched * m)
+        self.opening = torch.full((len(text), 1), opening, device=text.device)
+        return self._append(0)
 
     def prefill(self, prompt: Tensor, opening: int = START) -> Tensor:
         """Begin with a prompt: (B, T) bytes, 0 <= T < capacity -> (B, 256) next byte's logits.
@@ -170,20 +160,23 @@ class Session:
 
     def _finish_chunk(self) -> Tensor:
         """Put the open chunk's sketch, if any, in place of its text, and open the next chunk."""
-        position = torch.tensor([self.count], device=self.text.device)
-        self.opening = torch.full_like(self.opening, START)
-        opening = self.model.embed_text(self.opening, self.opening)
         self.cache.length = self.mark
         self.closed += 1
-        if self.history == "none":
-            return self._feed(opening, position)
-        memory, positions = self._sketch(self.count)
-        x = torch.cat([memory, opening], dim=1)
-        return self._feed(x, torch.cat([positions, position]), len(positions))
+        self.opening = torch.full_like(self.opening, START)
+        return self._append(self.closed - 1)
 
-    def _sketch(self, end: int) -> tuple[Tensor, Tensor]:
-        """Sketch tokens (B, m, C) of the chunk that ends at a byte, and their positions (m,)."""
-        n, m = self.model.config.chunk, self.model.config.sketch_tokens
-        chunk = torch.tensor([end // n - 1], device=self.text.device)
-        memory = self.model.compress(self.text[:, None, end - n : end])[:, 0]
-        return memory, sketch_positions(chunk, n, m)[0]
+    def _append(self, first: int) -> Tensor:
+        """Append the sketches of the closed chunks from `first` on, none under "none", and the open
+        run of text, its opening first; the logits after it."""
+        n, m, device = self.model.config.chunk, self.model.config.sketch_tokens, self.text.device
+        begin = self.closed * n
+        run = torch.cat([self.opening, self.text[:, begin : self.count]], dim=1)
+        x = self.model.embed_text(run, self.opening)
+        positions = torch.arange(begin, self.count + 1, device=device)
+        if first == self.closed or self.history == "none":
+            return self._feed(x, positions)
+        chunks = self.text[:, first * n : begin].unflatten(1, (-1, n))
+        memory = [self.model.compress(group) for group in chunks.split(GROUP, dim=1)]
+        x = torch.cat([torch.cat(memory, dim=1).flatten(1, 2), x], dim=1)
+        of_sketches = sketch_positions(torch.arange(first, self.closed, device=device), n, m)
+        return self._feed(x, torch.cat([of_sketches.flatten(), positions]), of_sketches.numel())

@@ -12,7 +12,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +25,6 @@ from console import one_line, printable, read_file, warn
 from questions import STOP, question_prompt, refuse_roles
 from render import PAGE, half_blocks, render
 from vist2 import BYTES, HISTORIES, READ, Config, Vist2
-
-# By history: what writes, of a model, a batch size and a capacity; an experiment puts its own in.
-SESSIONS = {history: partial(Session, history=history) for history in HISTORIES}
 
 
 # ------------------------------------------------------------------------------------ sampling
@@ -91,9 +87,7 @@ def generate(
     UserError for settings that make no sense.
     """
     chunks = model.config.chunks if history_chunks is None else history_chunks
-    if history not in SESSIONS:
-        raise UserError(f"history is {history!r}, expected one of {', '.join(SESSIONS)}")
-    session = SESSIONS[history](model, 1, capacity=chunks * model.config.chunk)
+    session = Session(model, 1, history, chunks * model.config.chunk)
     logits = session.prefill(as_row(end_of_prompt(prompt, chunks, model.config.chunk)))
     written = bytearray()
     for new in write(session, logits, max_new_bytes, temperature, top_k, seed):
@@ -198,7 +192,7 @@ def print_continuation(model: Vist2, prompt: bytes, info: dict, args: argparse.N
     """One continuation, byte by byte."""
     prompt, chunks = fit_prompt(prompt, args.history_chunks, model.config, info)
     began = time.perf_counter()
-    session = SESSIONS[args.history](model, 1, capacity=chunks * model.config.chunk)
+    session = Session(model, 1, args.history, chunks * model.config.chunk)
     logits = session.prefill(as_row(prompt))
     times, out = [], ByteWriter()
     for new in write(session, logits, args.max_new_bytes, args.temperature, args.top_k, args.seed):
@@ -250,7 +244,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--temperature", type=float, help="0 takes the likeliest byte; default: 0.8, for --ask 0")
     add("--top-k", type=int, help="sample among the k likeliest bytes only")
     add("--seed", type=int, default=0, help="of what is drawn (%(default)s)")
-    add("--history", choices=SESSIONS, help="of finished chunks; default: as in training")
+    add("--history", choices=HISTORIES, help="of finished chunks; default: as in training")
     add("--history-chunks", type=int, help="how far back, 2 or more; default: as in training")
     add("--bf16", action=argparse.BooleanOptionalAction, default=False, help="halves the memory")
     add("--watch", action="store_true", help="on a terminal: show each chunk turn into its sketch")

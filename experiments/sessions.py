@@ -15,6 +15,7 @@ import generate
 from cache import Session
 from common import open_model
 from console import UserError
+from mask import sketch_positions
 from vist2 import START, Vist2
 
 
@@ -50,8 +51,10 @@ class ChunkwiseSession(Session):
 
     def _add_sketch(self, end: int) -> None:
         """Append the sketch tokens of the chunk that ends at a byte."""
-        memory, positions = self._sketch(end)
-        self._feed(memory, positions, len(positions), opens=False)
+        n, m = self.model.config.chunk, self.model.config.sketch_tokens
+        memory = self.model.compress(self.text[:, None, end - n : end])[:, 0]
+        chunk = torch.tensor([end // n - 1], device=memory.device)
+        self._feed(memory, sketch_positions(chunk, n, m)[0], m, opens=False)
 
 
 class SlowFastSession(ChunkwiseSession):
@@ -104,7 +107,11 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"{path} is of {info['rival']}, expected slowfast")
         return model, info
 
-    generate.SESSIONS["sketch"] = SlowFastSession
+    def session(model, batch, history, capacity):
+        kind = SlowFastSession if history == "sketch" else partial(Session, history=history)
+        return kind(model, batch, capacity=capacity)
+
+    generate.Session = session
     generate.open_model = partial(open_model, load=load)
     generate.main(argv)
 

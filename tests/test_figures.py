@@ -351,7 +351,7 @@ def test_every_command_in_the_docs_is_known_and_writes_into_the_current_folder(m
     known |= {"looks", "sessions", "sweep", "writing"}
     assert {name for name, _ in commands} == known
     core = import_module("generate")
-    monkeypatch.setattr(core, "SESSIONS", core.SESSIONS.copy())
+    monkeypatch.setattr(core, "Session", core.Session)
     monkeypatch.setattr(core, "open_model", core.open_model)
     for name, options in commands:
         module, options = import_module(f"experiments.{name}"), shlex.split(options)

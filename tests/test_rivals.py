@@ -284,7 +284,7 @@ def test_slow_and_fast_writes_what_the_uncached_forward_finds_likeliest(
     arguments += ["--max-new-bytes", str(new), "--temperature", "0"]
     with pytest.raises(SystemExit):
         generate.main(arguments)
-    monkeypatch.setattr(generate, "SESSIONS", generate.SESSIONS.copy())
+    monkeypatch.setattr(generate, "Session", generate.Session)
     monkeypatch.setattr(generate, "open_model", generate.open_model)
     written = piped(monkeypatch, arguments, sessions.main)
     save_checkpoint(tmp_path / "other.pt", make_model(), info())
