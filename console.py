@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-LARGEST_FILE = 2**28  # bytes that are read of one file
+LARGEST_FILE = 2**28  # bytes that `read_file` takes
 LARGEST_NUMBER = 10**9  # of an option that counts something
 
 

@@ -35,9 +35,9 @@ class Stage:
     and its copy, `copy` of a chunk and the same wound round. Language modelling comes in quarters:
     with all text visible (`text`), or with sketches as the only past and chunks of a sixteenth, a
     quarter or the whole of the config's chunk length, in windows of `windows` times the config's.
-    `recall`, the same in drawn styles (`styled`), `repeat` (see questions.EXAMPLES) and the user's
-    `own` are questions about a context of up to `context` chunks, in one batch of three up to four
-    times as many. A step asks questions of one kind, drawn by the shares, with the weight of all.
+    `recall`, the same in drawn styles (`styled`), and `repeat` (see questions.EXAMPLES) ask about a
+    context of up to `context` chunks, in one batch of three up to four times as many; `own` are the
+    user's questions. A step asks those of one kind, drawn by the shares, with the weight of all.
     """
 
     name: str

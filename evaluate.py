@@ -140,7 +140,7 @@ def report(model: Vist2, corpus: Corpus, info: dict) -> None:
     if info["max_context"] and n >= SHORTEST:
         print(f"  values recalled exactly, {QUESTIONS} questions at each distance in chunks:")
         for name, value in recall_by_distance(model, corpus, history, 32, QUESTIONS).items():
-            print(f"  {name:14} {value:6.3f}", flush=True)
+            print(f"  {name:14} {value:6.3f}")
     window = bytes(corpus.held_out.windows()[0].tolist())
     if history == "sketch":
         print(f"\na chunk       |{one_line(window[:n])}|")

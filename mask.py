@@ -125,7 +125,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
 def plan_forward(N: int, n: int, m: int, S: int, skip: int, rule: Callable, device) -> Plan:
     """How N chunks are read of which S are sketched, under a rule such as `may_attend`.
 
-    Queries are taken in blocks of a few whole chunks, each with the keys that some of its queries
+    Queries are taken in blocks of a few chunks, each with the keys that some of its queries
     see. Without sketches `may_attend` is what a plain GPT does.
     """
     layout = make_layout(N, n, m, S, skip, device)

@@ -211,7 +211,7 @@ def recall_example(
     for values, in a plain style if none is given. Or, given a distance, one question for a value
     whose fact begins so many chunks before the question's own. Raises UserError if no fact fits.
     Text may hold a fact by chance: one question in some thousands."""
-    for _ in range(TRIES):
+    for _ in range(10 * TRIES):  # in a chunk of 16 bytes some styles fit once in 400
         size = chunks * chunk + draw(rng, chunk)
         how = style or (Style() if distance else draw_plain_style(rng, chunk))
         context, facts, places = write_facts(text, rng, size, how)
@@ -238,8 +238,8 @@ def styled_example(text: Text, rng: Generator, chunk: int, chunks: int) -> Examp
 
 
 def repeat_example(text: Text, rng: Generator, chunk: int, chunks: int) -> Example:
-    """Text of `chunks` chunks and an open one, and up to MAX_PASSAGES questions to repeat a
-    chunk's length of it from a line on. Raises UserError if there is no such line."""
+    """Text of `chunks` chunks and an open one, and up to MAX_PASSAGES questions to repeat it
+    from a line on, up to a chunk's length. Raises UserError if there is no such line."""
     for _ in range(TRIES):
         context = sample_without_roles(text, chunks * chunk + draw(rng, chunk), rng)
         turns: list[tuple[bytes, bytes]] = []
@@ -289,7 +289,7 @@ def read_examples(path: str, longest: int) -> list[Example]:
     return sorted(examples, key=lambda example: example.length)
 
 
-def sample_of_similar_length(examples: list[Example], size: int, rng: Generator) -> list[Example]:
+def sample_of_similar_length(examples: list[Example], size: float, rng: Generator) -> list[Example]:
     """One of a list that is sorted by length, and the next longer ones that `size` bytes hold."""
     first = last = draw(rng, len(examples))
     while last < len(examples) and examples[last].length * (last + 1 - first) <= size:

@@ -25,7 +25,7 @@ from common import find_device, lock_folder, read_checkpoint, restore, save_chec
 from console import UserError, check_range, command_line, delay_signals, one_line, warn
 from curriculum import DEFAULTS, INSTRUCT_RATE, MAX_OWN_CHUNKS, MAX_STEPS, TABLES
 from curriculum import Stage, count_steps, fit_to_corpus, sample_batches, scale_stages
-from data import Corpus, load_corpus
+from data import Batch, Corpus, load_corpus
 from evaluate import evaluate_briefly, report
 from optim import ADAMW_RATE, make_optimizers
 from questions import read_examples
@@ -39,10 +39,10 @@ SAVE_EVERY = 250  # steps; also evaluates a little, for the log
 # ---------------------------------------------------------------------------------- one step
 
 
-def task_losses(model, task, history, text, openings, weights, skip: int) -> dict[str, Tensor]:
-    """Losses of one task in nats per byte, by name, and the share of bytes that are read right.
-    skip: chunks before the first in which a byte counts."""
-    measured, memory = {}, None
+def task_losses(model: Vist2, task: str, history: str, batch: Batch) -> dict[str, Tensor]:
+    """Losses of one task in nats per byte, by name, and the share of bytes that are read right."""
+    text, openings, weights = (part.to(model.device) for part in batch[:3])
+    measured, memory, skip = {}, None, batch.skip
     if task == "text":
         history = "full"
     if history == "sketch":
@@ -63,9 +63,8 @@ def backward(model: Vist2, batches, settings: "Settings") -> dict[str, float]:
     accuracy of reading. Many tasks spell: the loss is that of the last one."""
     log = {}
     for task, share, batch in batches:
-        tensors = [part.to(model.device) for part in batch[:3]]
         with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.bf16):
-            measured = task_losses(model, task, settings.history, *tensors, batch.skip)
+            measured = task_losses(model, task, settings.history, batch)
         scale = {"spelling": SPELLING, task: 1.0}  # the task of spelling counts in full
         total = sum(scale[name] * nats for name, nats in measured.items() if name in scale)
         (share * total).backward()
@@ -163,26 +162,26 @@ def rate(step: int, steps: int) -> float:
 
 
 def train(
-    model: Vist2, corpus: Corpus, settings: Settings, stages, out: Path, resumed=None, before=None
+    model: Vist2, corpus: Corpus, settings: Settings, stages, out: Path, start=None, resumes=False
 ) -> dict:
     """Run the stages, or what is left of them; return the info of the last checkpoint. A Ctrl-C or
     the like ends the run after its step and saves it. A second Ctrl-C raises KeyboardInterrupt; the
     steps since the last checkpoint are lost.
 
-    resumed: the checkpoint to go on with, if any. before: the info of the one that the model comes
-    from, if any. Writes out/model.pt and out/log.jsonl. Raises UserError for a loss that is not
-    finite, the last good checkpoint as it was.
+    start: the checkpoint that the model comes from, if any. resumes: whether its run goes on.
+    Writes out/model.pt and out/log.jsonl. Raises UserError for a loss that is not finite, the last
+    good checkpoint as it was.
     """
     plan = [stage for stage in stages for _ in range(stage.steps)]
     language_steps = list(accumulate((bool(stage.language) for stage in plan), initial=0))
     optimizers, record = make_optimizers(model, settings.lr), settings.record(corpus, stages)
-    info = dict.fromkeys(("max_window", "max_context"), 0) | (before or {})  # bytes
-    info |= {"step": 0, "steps": len(plan), "history": settings.history}
-    info |= {"seed": settings.seed, "corpus": corpus.name, "digest": corpus.digest}
-    if resumed:
-        info = resumed["info"]
-        for optimizer, state in zip(optimizers, resumed["optimizers"], strict=True):
+    info = {"max_window": 0, "max_context": 0} | (start["info"] if start else {})  # bytes
+    if resumes:
+        for optimizer, state in zip(optimizers, start["optimizers"], strict=True):
             optimizer.load_state_dict(state)
+    else:
+        info |= {"step": 0, "steps": len(plan), "history": settings.history}
+        info |= {"seed": settings.seed, "corpus": corpus.name, "digest": corpus.digest}
     if settings.compile:
         compile_blocks(model)
     saved, shown = info["step"], {}
@@ -291,7 +290,7 @@ def read_start(settings: Settings, record: dict) -> tuple[dict | None, Path]:
     content = read_checkpoint(path)
     info = content["info"]
     now = asdict(settings.config) | {"history": settings.history}
-    check_equal(path, content["config"] | info, now)
+    check_equal(path, asdict(restore(content, path).config) | info, now)
     if info["step"] < info["steps"]:
         stopped = f"{path} was stopped at step {info['step']} of {info['steps']}"
         raise UserError(f"{stopped}, expected a whole run")
@@ -319,8 +318,7 @@ def run(settings: Settings) -> None:
         f"train on, {len(corpus.held_out.bytes):,} held out"
     )
     began = time.perf_counter()
-    resumed, before = start if settings.resume else None, start["info"] if start else None
-    info = train(model, corpus, settings, stages, out, resumed, before)
+    info = train(model, corpus, settings, stages, out, start, settings.resume)
     if info["step"] < info["steps"]:
         again = ": the same command with --resume goes on" if info["step"] else ""
         warn(f"stopped at step {info['step']:,} of {info['steps']:,}{again}")

@@ -92,13 +92,11 @@ class Config:
         if self.merge & (self.merge - 1) or patches % self.merge:  # joins parts of a line, or lines
             expected = f"a power of two that divides a chunk's {patches} patches"
             raise UserError(f"merge is {self.merge}, expected {expected}")
-        for name, of, step in (  # a quarter of a head turns, in pairs
-            ("heads", self.heads, self.kv_heads),
-            ("head_width", self.head_width, 8),
-            ("encoder_width", self.encoder_width, 8 * self.encoder_heads),
-        ):
-            if of % step:
-                raise UserError(f"{name} is {of}, expected a multiple of {step}")
+        # A quarter of a head turns, in pairs.
+        steps = {"heads": self.kv_heads, "head_width": 8, "encoder_width": 8 * self.encoder_heads}
+        for name, step in steps.items():
+            if (value := getattr(self, name)) % step:
+                raise UserError(f"{name} is {value}, expected a multiple of {step}")
 
     @property
     def ratio(self) -> int:
@@ -372,13 +370,8 @@ class Vist2(nn.Module):
         """From the order of patches to that of the text: (B, N, m, ratio C) -> (B, N, n, C)."""
         h, w = self.config.cell
         patches = rearrange(tokens, "B N m (k C) -> B N (m k) C", k=self.config.merge)
-        return rearrange(
-            patches,
-            "B N (row col) (line byte C) -> B N (row line col byte) C",
-            col=min(PAGE // PATCH, patches.shape[2]),
-            line=PATCH // h,
-            byte=PATCH // w,
-        )
+        how = dict(col=min(PAGE // PATCH, patches.shape[2]), line=PATCH // h, byte=PATCH // w)
+        return rearrange(patches, "B N (row col) (line byte C) -> B N (row line col byte) C", **how)
 
 
 def byte_losses(logits: Tensor, text: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from cache import GROUP, Session
 from common import find_device
 from console import UserError, check_range, check_writable, command_line, warn
 from experiments.report import flops, make_parser, save_json, show, this_machine
-from render import parse_cell, render
+from render import KNOWN_CELLS, parse_cell, render
 from vist2 import BYTES, PRESETS, Config, Vist2, loss
 
 SIDES = ("full", "prompt", "sketch")  # the histories that are set side by side
@@ -470,7 +470,7 @@ def main(argv: list[str] | None = None) -> None:
     about = "count the paper's sizes instead; only --cell and --json apply"
     add("--paper", action="store_true", help=about)
     add("--size", default="bench", help=f"of the model: {', '.join(SIZES)} (%(default)s)")
-    about = "pixels of a byte, the ratio's dial: 16x8, 16x4, 8x4, 4x4 (%(default)s)"
+    about = f"pixels of a byte, the ratio's dial: {KNOWN_CELLS} (%(default)s)"
     add("--cell", type=parse_cell, default="16x4", help=about)
     about = "of the prompts; training takes those of 512 to 8192 (128 to 16384)"
     default = [2**k for k in range(7, 15)]

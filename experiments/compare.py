@@ -115,7 +115,7 @@ def train_or_load(run: Run, corpus: Corpus) -> Vist2:
     model = model.to(find_device(run.device))
     if not content or content["info"]["step"] < content["info"]["steps"]:
         try:
-            info = train(model, corpus, run, stages, folder, content)
+            info = train(model, corpus, run, stages, folder, content, bool(content))
         except UserError as error:
             raise UserError(f"{folder}: {error}") from None
         if info["step"] < info["steps"]:  # `resumable` says what goes on with it

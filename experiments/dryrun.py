@@ -77,8 +77,7 @@ def count_task(model: Vist2, history: str, task: str, batch: Batch) -> tuple[int
 
     def work():
         with counting_kept(model) as kept:
-            tensors = [part.to(model.device) for part in batch[:3]]
-            losses = task_losses(model, task, history, *tensors, batch.skip)
+            losses = task_losses(model, task, history, batch)
         sizes.append(sum(storage.nbytes() for storage in kept))
         sum(value for name, value in losses.items() if name != "accuracy").backward()
 
