@@ -403,6 +403,7 @@ BAD_INPUT = [
     ("--out done --resume --lr 0.1", "lr was 0.005, now it is 0.1"),
     ("--start done/model.pt", "--start and --instruct are for --stage instruct"),
     ("--stage instruct --start stopped/model.pt", "was stopped at step 2 of 15"),
+    ("--stage instruct --start no-config/model.pt", "does not fit this code's config"),
     ("--stage instruct --start done/model.pt --cell 8x4", "cell was (16, 4), now it is (8, 4)"),
     ("--stage instruct --start done/model.pt --history full", "was sketch, now it is full"),
 ]
@@ -412,7 +413,7 @@ def test_bad_input_gets_one_clear_line_and_nothing_is_lost(start, whole, tmp_pat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other").write_bytes(b"text" * 999)
     content = read_checkpoint(whole / "curriculum" / "model.pt")
-    changed = {"done": {}, "no-info": {"info": {}}}
+    changed = {"done": {}, "no-info": {"info": {}}, "no-config": {"config": 3}}
     changed["stopped"] = {"info": content["info"] | {"step": 2}}
     for name, changes in changed.items():
         (tmp_path / name).mkdir()
