@@ -5,9 +5,9 @@
     python -m experiments.compare --quick                    does it run? no results
 
 Decoder, learning rate and windows of text are the same for all, and so is the curriculum for all
-that have a memory (but `gist` reads while the others spell); `none`, `full` and `recent` take as
-many steps of language modelling, on whole chunks. Each run is kept on disk under its settings, so
-that a comparison that was interrupted goes on where it stopped.
+that have a memory (but `gist` reads while the others spell, and `unasked` has no questions);
+`none`, `full` and `recent` take as many steps of language modelling, on whole chunks. Each run is
+kept on disk under its settings, so that a comparison that was interrupted goes on where it stopped.
 """
 
 import argparse
@@ -41,6 +41,7 @@ from curriculum import (
 from data import Corpus, load_corpus
 from experiments.report import flops, make_parser, save_json, show, this_machine
 from experiments.rivals import REFERENCES, RIVALS, Leak
+from questions import EXAMPLES
 from render import render
 from train import Settings, check_equal, train
 from vist2 import Config, Vist2
@@ -73,6 +74,8 @@ class Run(Settings):
     def stages(self, corpus: Corpus) -> list[Stage]:
         stages = scale_stages(CURRICULUM, self.history, self.steps)
         stages = fit_once(tuple(stages), self.config, corpus.train)
+        if not RIVALS[self.rival].asks:
+            stages = [replace(stage, **dict.fromkeys(EXAMPLES, 0)) for stage in stages]
         if RIVALS[self.rival].spells:
             return stages
         return [replace(s, reading=s.reading + s.spelling, spelling=0) for s in stages]

@@ -306,13 +306,15 @@ class Rival:
     """A model, and the history that it is trained and evaluated under: "sketch" has a memory, and
     learns to read it. writing: makes a Session of a model, a batch size and a capacity, None where
     none keeps the rival's cache. merge: patches for each of its tokens, of a sketch that is finer
-    in turn. trained: the rival whose weights, at that finer ratio, it takes as they are.
+    in turn. trained: the rival whose weights, at that finer ratio, it takes as they are. spells,
+    asks: whether its curriculum has spelling, and questions.
     """
 
     model: type[Vist2]
     history: str = "sketch"
     writing: Callable | None = None
     spells: bool = True
+    asks: bool = True
     merge: int = 1
     trained: str | None = None
 
@@ -337,6 +339,7 @@ RIVALS = {
     "prompt": Rival(PromptOnly),
     "leak": Rival(Leak, writing=GistSession),
     "frozen": Rival(Frozen),
+    "unasked": Rival(Vist2, writing=Session, asks=False),  # a control: text alone
 }
 
 
