@@ -26,7 +26,7 @@ MAX_FACTS = 400  # in a context: more than most hold
 MAX_PASSAGES = 4  # to repeat in a row
 FILLER = bytes(range(BYTES))  # not zeros: pages of them might come to mean an answer's end
 QUOTED = 16  # bytes of the line from which to repeat
-TRIES = 1000  # to find what can be asked for
+TRIES = 1000  # to find a line to repeat from; ten times as many to fit a fact
 SHORTEST = 16  # bytes of a chunk that facts of all styles fit
 
 
@@ -211,7 +211,7 @@ def recall_example(
     for values, in a plain style if none is given. Or, given a distance, one question for a value
     whose fact begins so many chunks before the question's own. Raises UserError if no fact fits.
     Text may hold a fact by chance: one question in some thousands."""
-    for _ in range(10 * TRIES):  # in a chunk of 16 bytes some styles fit once in 400
+    for _ in range(10 * TRIES):  # in chunks of 16 bytes some styles fit once in 400
         size = chunks * chunk + draw(rng, chunk)
         how = style or (Style() if distance else draw_plain_style(rng, chunk))
         context, facts, places = write_facts(text, rng, size, how)

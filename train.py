@@ -175,7 +175,8 @@ def train(
     plan = [stage for stage in stages for _ in range(stage.steps)]
     language_steps = list(accumulate((bool(stage.language) for stage in plan), initial=0))
     optimizers, record = make_optimizers(model, settings.lr), settings.record(corpus, stages)
-    info = {"max_window": 0, "max_context": 0} | (start["info"] if start else {})  # bytes
+    longest = {"max_window": 0, "max_context": 0}  # bytes
+    info = longest | (start["info"] if start else {})
     if resumes:
         for optimizer, state in zip(optimizers, start["optimizers"], strict=True):
             optimizer.load_state_dict(state)

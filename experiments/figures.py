@@ -286,7 +286,8 @@ def as_numbers(values) -> list[float]:
 
 def colours_of(names) -> dict[str, str]:
     """COLOURS, and others for what has none there."""
-    others = itertools.cycle("C3 C4 C5 C6 C8 C9 black navy gold peru lime teal pink plum".split())
+    free = "C3 C4 C5 C6 C8 C9 black navy gold peru lime teal pink plum indigo".split()
+    others = itertools.cycle(free)
     return {name: COLOURS.get(name) or next(others) for name in names}
 
 

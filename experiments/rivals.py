@@ -1,7 +1,8 @@
-"""Other ways of keeping the past, each a Vist2 with something else in one place.
+"""Other ways of keeping the past, each VIST2 with something else in one place.
 
     what is kept of a finished chunk   `compress`: as many vectors, made without pixels
     who sees whom                      `may_attend`: another rule over layouts (mask.py)
+    what training asks for             `Rival.spells`, `Rival.asks`
 
 All have VIST2's decoder and head. Shapes are those of vist2.py; r = n / m.
 """
@@ -339,7 +340,7 @@ RIVALS = {
     "prompt": Rival(PromptOnly),
     "leak": Rival(Leak, writing=GistSession),
     "frozen": Rival(Frozen),
-    "unasked": Rival(Vist2, writing=Session, asks=False),  # a control: text alone
+    "unasked": Rival(Vist2, writing=Session, asks=False),  # a control: VIST2 without questions
 }
 
 

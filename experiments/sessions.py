@@ -111,6 +111,7 @@ def main(argv: list[str] | None = None) -> None:
         kind = SlowFastSession if history == "sketch" else partial(Session, history=history)
         return kind(model, batch, capacity=capacity)
 
+    # In place of what `generate` and `print_continuation` make; a sketch alone is read as ever.
     generate.Session = session
     generate.open_model = partial(open_model, load=load)
     generate.main(argv)

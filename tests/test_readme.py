@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from common import WEIGHTS, load_checkpoint
+from generate import read_back
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -244,6 +247,11 @@ def test_what_the_readme_shows_in_python_answers(capsys, monkeypatch):
     [code] = re.findall(r"```python\n(from common.*?)```", README, re.S)
     exec(code, {})
     assert capsys.readouterr().out.endswith("\n(b'9223', True)\n")
+
+
+def test_the_first_sketches_of_vist2_are_read_without_a_fault():
+    text = (ROOT / "vist2.py").read_bytes()[:512]
+    assert read_back(load_checkpoint(WEIGHTS)[0], text) == text
 
 
 def test_no_import_goes_up():
