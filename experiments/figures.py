@@ -433,11 +433,15 @@ def main(argv: list[str] | None = None) -> None:
     add("--data", metavar="PATH", help="what they were trained on, as in train.py")
     add = picture(reading, "reading and recall over training")
     add("logs", nargs="+", help="log.jsonl of one run, or of runs in a row")
-    measured = {costs: "bench", rivals: "compare", ratios: "compare"}
-    measured |= {emergence: "compare", sweep: "sweep"}
-    for draw, program in measured.items():
-        add = picture(draw, f"what {program} has measured")
-        add("file", help=f"what {program} --json has written")
+    measured = {
+        costs: ("bench", "reading, writing, the cache and training: time and memory"),
+        rivals: ("compare", "the gap that each rival closes at 4x"),
+        ratios: ("compare", "bits, reading and recall by ratio"),
+        emergence: ("compare", "recall and reading of each rival over training"),
+        sweep: ("sweep", "loss and recall by ratio, at equal cost of reading"),
+    }
+    for draw, (program, about) in measured.items():
+        picture(draw, about)("file", help=f"what {program} --json has written")
     args = parser.parse_args(argv)
     with command_line("figures.py", "--bytes"):
         check_picture(args.out, args.endings)
