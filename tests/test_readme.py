@@ -125,6 +125,25 @@ def test_the_table_of_rivals_is_what_its_json_has(head, file):
         assert len(far) == len(recall[name][8:]) and all(map(agrees, far, recall[name][8:])), name
 
 
+def test_the_table_of_two_learning_rates_is_what_their_json_has():
+    contents = [json_of("rivals-short"), json_of("rivals-lr8")]
+    runs = [{run["rival"]: run for run in content["runs"]} for content in contents]
+    recall = [{row["rival"]: row for row in content["recall"]} for content in contents]
+    rows = rows_of((ROOT / "docs/rivals.md").read_text(), "at 0.005, 0.008")
+    assert {row[0].strip("`") for row in rows} == set(runs[1])
+    for name, *cells, recalled in rows:
+        name = name.strip("`")
+        fields = ("bpb", "position 0", "from 16 on", "reading noise")
+        for field, cell in zip(fields, cells, strict=True):
+            values = [of_rate[name].get(field, "") for of_rate in runs]
+            assert all(map(agrees, cell.split(", ") if cell else ["", ""], values)), (name, field)
+        for row, stated in zip(recall, recalled.split("; "), strict=True):
+            near = [row[name][f"recall {distance}"] for distance in range(1, 9)]
+            expected = sorted({min(near), max(near)})
+            pairs = zip(stated.split(" to "), expected, strict=True)
+            assert all(agrees(cell, share) for cell, share in pairs), name
+
+
 def test_the_table_of_the_rivals_costs_is_what_its_json_has():
     runs = {run["rival"]: run for run in json_of("rivals-whole")["runs"]}
     rows = rows_of((ROOT / "docs/rivals.md").read_text(), "cost")
