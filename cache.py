@@ -168,15 +168,21 @@ class Session:
     def _append(self, first: int) -> Tensor:
         """Append the sketches of the closed chunks from `first` on, none under "none", and the open
         run of text, its opening first; the logits after it."""
-        n, m, device = self.model.config.chunk, self.model.config.sketch_tokens, self.text.device
-        begin = self.closed * n
+        begin = self.closed * self.model.config.chunk
         run = torch.cat([self.opening, self.text[:, begin : self.count]], dim=1)
         x = self.model.embed_text(run, self.opening)
-        positions = torch.arange(begin, self.count + 1, device=device)
+        positions = torch.arange(begin, self.count + 1, device=x.device)
         if first == self.closed or self.history == "none":
             return self._feed(x, positions)
-        chunks = self.text[:, first * n : begin].unflatten(1, (-1, n))
+        memory, of_sketches = self._sketch(first, self.closed)
+        x = torch.cat([memory, x], dim=1)
+        return self._feed(x, torch.cat([of_sketches, positions]), len(of_sketches))
+
+    def _sketch(self, first: int, end: int) -> tuple[Tensor, Tensor]:
+        """Sketch tokens (B, k m, C) of the k chunks from `first` to before `end`, and their
+        positions (k m,)."""
+        n, m = self.model.config.chunk, self.model.config.sketch_tokens
+        chunks = self.text[:, first * n : end * n].unflatten(1, (-1, n))
         memory = [self.model.compress(group) for group in chunks.split(GROUP, dim=1)]
-        x = torch.cat([torch.cat(memory, dim=1).flatten(1, 2), x], dim=1)
-        of_sketches = sketch_positions(torch.arange(first, self.closed, device=device), n, m)
-        return self._feed(x, torch.cat([of_sketches.flatten(), positions]), of_sketches.numel())
+        numbers = torch.arange(first, end, device=chunks.device)
+        return torch.cat(memory, dim=1).flatten(1, 2), sketch_positions(numbers, n, m).flatten()

@@ -290,8 +290,7 @@ def read_start(settings: Settings, record: dict) -> tuple[dict | None, Path]:
     path = Path(settings.start)
     content = read_checkpoint(path)
     info = content["info"]
-    now = asdict(settings.config) | {"history": settings.history}
-    check_equal(path, asdict(restore(content, path).config) | info, now)
+    check_equal(path, info, {"history": settings.history})
     if info["step"] < info["steps"]:
         stopped = f"{path} was stopped at step {info['step']} of {info['steps']}"
         raise UserError(f"{stopped}, expected a whole run")
@@ -312,6 +311,7 @@ def run(settings: Settings) -> None:
 
     torch.manual_seed(settings.seed)
     model = (restore(start, path) if start else Vist2(config)).to(device)
+    check_equal(path, asdict(model.config), asdict(config))  # --start may hold another
     out.mkdir(parents=True, exist_ok=True)
     print(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {device}, "

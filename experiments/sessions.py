@@ -15,7 +15,6 @@ import generate
 from cache import Session
 from common import open_model
 from console import UserError
-from mask import sketch_positions
 from vist2 import START, Vist2
 
 
@@ -51,10 +50,9 @@ class ChunkwiseSession(Session):
 
     def _add_sketch(self, end: int) -> None:
         """Append the sketch tokens of the chunk that ends at a byte."""
-        n, m = self.model.config.chunk, self.model.config.sketch_tokens
-        memory = self.model.compress(self.text[:, None, end - n : end])[:, 0]
-        chunk = torch.tensor([end // n - 1], device=memory.device)
-        self._feed(memory, sketch_positions(chunk, n, m)[0], m, opens=False)
+        chunks = end // self.model.config.chunk
+        memory, positions = self._sketch(chunks - 1, chunks)
+        self._feed(memory, positions, len(positions), opens=False)
 
 
 class SlowFastSession(ChunkwiseSession):
