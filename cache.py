@@ -86,36 +86,36 @@ class Session:
         """Bytes of keys and values held, over all layers and the batch."""
         return self.cache.buffer[..., : self.cache.length, :].nbytes
 
-    def attend(self, layer: int, mask: Tensor | None, previous, newest, q, k, v) -> Tensor:
+    def attend(self, layer: int, mask: Tensor | None, previous, keep, q, k, v) -> Tensor:
         """Attend to all that the cache holds and to the new entries, of which none looks ahead.
 
         The rule of `may_attend` is kept by what the cache holds: a finished chunk's text is gone.
-        previous: for `offset_keys`, among the two newest keys and the new ones. newest: which two
-        of these are the newest from now on.
+        previous: for `offset_keys`, among the two newest keys and the new ones. keep: which two of
+        these are the newest from now on.
         """
         k = torch.cat([self.cache.newest[layer], k], dim=2)
-        self.cache.newest[layer] = k.index_select(2, newest)
+        self.cache.newest[layer] = k.index_select(2, keep)
         keys, values = self.cache.append(layer, offset_keys(k, previous), v)
         how = dict(attn_mask=mask, is_causal=mask is None and q.shape[2] > 1, enable_gqa=True)
         return F.scaled_dot_product_attention(q, keys, values, **how)
 
-    def _feed(self, x: Tensor, positions: Tensor, sketches: int = 0, opens=True) -> Tensor:
+    def _feed(self, x: Tensor, positions: Tensor, tokens: int = 0, opens=True) -> Tensor:
         """Append x (B, T, C) to the cache, so many sketch tokens and then text; logits (B, 256)
         after its last token. opens: whether text begins a run, or goes on with the newest one."""
         T, mask = x.shape[1], None  # a prefill is causal, and a single token sees all
         # Keys by number: 0 the newest sketch token before, 1 the newest text token, 2 + i x[:, i].
         previous = torch.arange(1, T + 1, device=x.device)
-        newest = torch.tensor([sketches + 1 if sketches else 0, T + 1], device=x.device)
-        if sketches:
+        keep = torch.tensor([tokens + 1 if tokens else 0, T + 1], device=x.device)
+        if tokens:
             previous[0] = 0 if self.mark else 2  # a first one stands for itself
-            self.mark += sketches
+            self.mark += tokens
         if opens:
-            previous[sketches] = sketches + 2
+            previous[tokens] = tokens + 2
         if self.cache.length and T > 1:  # `is_causal` would align these to the top left
             mask = torch.ones(T, self.cache.length + T, dtype=torch.bool, device=x.device)
             mask = mask.tril(self.cache.length)
         layers = range(self.model.config.layers)
-        attends = [partial(self.attend, i, mask, previous, newest) for i in layers]
+        attends = [partial(self.attend, i, mask, previous, keep) for i in layers]
         x = self.model.decoder(x, positions, attends)
         self.cache.length += T
         return self.model.head(x[:, -1])

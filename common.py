@@ -131,7 +131,8 @@ def load_checkpoint(path: str | Path, device="cpu") -> tuple[Vist2, dict]:
 def open_model(given: str | None, device="cpu", load=load_checkpoint):
     """(model, info) of the checkpoint that is given, else of CHECKPOINT, else of WEIGHTS. Says
     which, and how far it was trained."""
-    path = given or (CHECKPOINT if Path(CHECKPOINT).exists() else WEIGHTS)
+    usual = CHECKPOINT if Path(CHECKPOINT).exists() else WEIGHTS
+    path = usual if given is None else given
     model, info = load(path, device)
     step, steps = info["step"], info["steps"]
     unfinished = f", UNFINISHED: step {step:,} of {steps:,}" if step < steps else ""

@@ -14,7 +14,8 @@ import torch
 from console import UserError, warn
 from data import Batch, Corpus, Text, copy_batch, draw, generator
 from data import language_batch, reading_batch, spelling_batch
-from questions import EXAMPLES, SHORTEST, question_batch, repeat_example, sample_of_similar_length
+from questions import EXAMPLES, SHORTEST, TRIES, question_batch, repeat_example
+from questions import sample_of_similar_length
 from render import fills_page, patches_per_chunk
 from vist2 import Config
 
@@ -110,8 +111,8 @@ def scale_stages(table: tuple[Stage, ...], history: str, steps: int) -> list[Sta
     """A table in about so many steps: stages without language take what they need, up to a third
     of the run; the others take the rest.
 
-    The references `full` and `none` take the same windows of text and the same questions in as
-    many steps, and skip what makes no sense for them: spelling, reading, and short chunks.
+    The references `full` and `none` take the same windows of text and as many questions of the same
+    kinds, and skip what makes no sense for them: spelling, reading, and short chunks.
     """
     without = count_steps(stage for stage in table if not stage.language)
     kept = min(without, steps / 3)
@@ -142,8 +143,8 @@ def fit_to_corpus(stages: Iterable[Stage], config: Config, text: Text) -> list[S
         context = max(1, min(stage.context, (longest // n - 1) // 4))
         if stage.repeat and "repeat" not in none:
             try:
-                for i in range(20):  # few lines begin in the shortest context
-                    repeat_example(text, generator("check", i), n, 1)
+                for i in range(20):  # few lines begin in the shortest context; training tries more
+                    repeat_example(text, generator("check", i), n, 1, TRIES // 4)
                 repeat_example(text, generator("check"), n, 4 * context)
             except UserError as error:
                 none["repeat"] = 0

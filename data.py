@@ -99,13 +99,14 @@ def load_corpus(path: str | None, window: int) -> Corpus:
     left out; fewer than PIECES others are each cut into PIECES of a window or more. Warns of the
     user's files that are too short. Raises UserError, or OSError.
     """
-    found = user_files(Path(path)) if path else python_files()
-    name = one_line(path) if path else f"Python {platform.python_version()} standard library"
+    found = python_files() if path is None else user_files(Path(path))
+    library = f"Python {platform.python_version()} standard library"
+    name = library if path is None else one_line(path)
     cut = sum(len(text) >= window for text in found.values()) < PIECES
     least = PIECES * window if cut else window
     files = {key: text for key, text in found.items() if len(text) >= least}
     short = [len(text) for text in found.values() if len(text) < least]
-    if path and short:
+    if path is not None and short:
         warn(f"left out, too short: {len(short)} of {len(found)} files, {sum(short):,} bytes")
     if cut:
         files = {

@@ -45,17 +45,21 @@ def sample(logits: Tensor, temperature: float, top_k: int | None, rng) -> Tensor
 def write(
     session: Session, logits: Tensor, max_new_bytes: int, temperature=0.0, top_k=None, seed=0
 ) -> Iterator[Tensor]:
-    """Yield (B,) bytes, one at a time. Raises UserError for settings that make no sense."""
-    check_range("--max-new-bytes", max_new_bytes, 0)
-    check_range("--temperature", temperature, 0)
-    check_range("--top-k", 1 if top_k is None else top_k, 1)
-    check_range("--seed", seed, 0, 2**63 - 1)
+    """Yield (B,) bytes, one at a time."""
     rng = torch.Generator().manual_seed(seed)
     for index in range(max_new_bytes):
         new = sample(logits, temperature, top_k, rng)
         yield new
         if index + 1 < max_new_bytes:
             logits = session.step(new)
+
+
+def check_writing(max_new_bytes: int, temperature: float, top_k: int | None, seed: int) -> None:
+    """Raises UserError for settings that make no sense."""
+    check_range("--max-new-bytes", max_new_bytes, 0)
+    check_range("--temperature", temperature, 0)
+    check_range("--top-k", 1 if top_k is None else top_k, 1)
+    check_range("--seed", seed, 0, 2**63 - 1)
 
 
 def end_of_prompt(prompt: bytes, chunks: int, n: int) -> bytes:
@@ -86,6 +90,7 @@ def generate(
     window holds (the command line takes the longest); of a longer prompt the end is read. Raises
     UserError for settings that make no sense.
     """
+    check_writing(max_new_bytes, temperature, top_k, seed)
     chunks = model.config.chunks if history_chunks is None else history_chunks
     session = Session(model, 1, history, chunks * model.config.chunk)
     logits = session.prefill(as_row(end_of_prompt(prompt, chunks, model.config.chunk)))
@@ -131,9 +136,9 @@ def print_reading(model: Vist2, text: bytes) -> None:
     and the share that is right."""
     n, misread, start = model.config.chunk, Counter(), 0
     for read in read_groups(model, text):
-        for chunk in range(0, len(read), n):
-            print(f"text |{one_line(text[start + chunk : start + chunk + n])}|")
-            print(f"read |{one_line(read[chunk : chunk + n])}|")
+        for at in range(0, len(read), n):
+            print(f"text |{one_line(text[start + at : start + at + n])}|")
+            print(f"read |{one_line(read[at : at + n])}|")
         misread.update((a, b) for a, b in zip(text[start:], read) if a != b)
         start += len(read)
     for (a, b), times in misread.most_common(5):
@@ -269,6 +274,7 @@ def resolve(args: argparse.Namespace) -> None:
         args.temperature = 0.8 if args.ask is None else 0.0
     if args.max_new_bytes is None:
         args.max_new_bytes = 512 if args.ask is None else 128
+    check_writing(args.max_new_bytes, args.temperature, args.top_k, args.seed)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -295,7 +301,7 @@ def run(args: argparse.Namespace) -> None:
     if args.prompt is not None:
         prompt = os.fsencode(args.prompt)
     elif args.prompt_file is not None or not sys.stdin.isatty():
-        prompt = read_file(args.prompt_file or "-")
+        prompt = read_file("-" if args.prompt_file is None else args.prompt_file)
     print_continuation(model, prompt, info, args)
 
 

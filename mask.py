@@ -7,7 +7,6 @@ needs. Shapes are those of vist2.py.
 
 import functools
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -24,14 +23,14 @@ class Layout(NamedTuple):
     is_sketch: Tensor
 
 
-def interleave(text: Tensor, sketches: Tensor, skip: int = 0) -> Tensor:
-    """Put text (B, N, n, ..) and the sketches (B, S, m, ..) of its first S chunks into reading
+def interleave(text: Tensor, memory: Tensor, skip: int = 0) -> Tensor:
+    """Put text (B, N, n, ..) and the sketch tokens (B, S, m, ..) of its first S chunks into reading
     order, (B, T, ..): each chunk, then its sketch. Of the first `skip` chunks, as far as they have
     sketches, the text is left out."""
-    S = sketches.shape[1]
+    S = memory.shape[1]
     skip = min(skip, S)
-    pairs = torch.cat([text[:, skip:S], sketches[:, skip:]], dim=2)
-    parts = (sketches[:, :skip], pairs, text[:, S:])
+    pairs = torch.cat([text[:, skip:S], memory[:, skip:]], dim=2)
+    parts = (memory[:, :skip], pairs, text[:, S:])
     return torch.cat([part.flatten(1, 2) for part in parts], dim=1)
 
 
@@ -112,12 +111,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
     k, blocks = offset_keys(k, plan.previous), plan.blocks
     if blocks is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    sizes, seen = zip(*(mask.shape for _, mask in blocks), strict=True)
-    keys = torch.cat([keys for keys, _ in blocks])
+    keys, masks = zip(*blocks, strict=True)
+    sizes, seen = zip(*(mask.shape for mask in masks), strict=True)
+    keys = torch.cat(keys)
     k, v = (z.index_select(2, keys).split(seen, dim=2) for z in (k, v))
-    parts = zip(q.split(sizes, dim=2), k, v, blocks, strict=True)
-    attend = partial(F.scaled_dot_product_attention, enable_gqa=True)
-    return torch.cat([attend(q, k, v, attn_mask=mask) for q, k, v, (_, mask) in parts], dim=2)
+    parts = zip(q.split(sizes, dim=2), k, v, masks, strict=True)
+    attend = F.scaled_dot_product_attention
+    return torch.cat([attend(*qkv, mask, enable_gqa=True) for *qkv, mask in parts], dim=2)
 
 
 @functools.lru_cache(maxsize=64)

@@ -12,8 +12,8 @@ class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024), for matrices: every step is the momentum with its singular values
     brought close to 1, so that all directions of a matrix are learned alike.
 
-    What torch.optim.Muon does with adjust_lr_fn="match_rms_adamw", but in float32: processors
-    without bfloat16 instructions take 30 times as long for that one, four times a whole step.
+    What torch.optim.Muon does with adjust_lr_fn="match_rms_adamw", but in float32: on processors
+    without bfloat16 instructions that one takes 30 times as long, a whole step four times.
     """
 
     def __init__(self, matrices, lr: float, weight_decay=0.01, momentum=0.95):

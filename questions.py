@@ -213,7 +213,7 @@ def recall_example(
     Text may hold a fact by chance: one question in some thousands."""
     for _ in range(10 * TRIES):  # in chunks of 16 bytes some styles fit once in 400
         size = chunks * chunk + draw(rng, chunk)
-        how = style or (Style() if distance else draw_plain_style(rng, chunk))
+        how = style or (Style(facts=size) if distance else draw_plain_style(rng, chunk))
         context, facts, places = write_facts(text, rng, size, how)
         own = len(context) // chunk  # the question's own chunk
         asked = [key for key, at in places.items() if distance in (0, own - at // chunk)]
@@ -237,10 +237,10 @@ def styled_example(text: Text, rng: Generator, chunk: int, chunks: int) -> Examp
 # ---------------------------------------------------------------------------------- passages
 
 
-def repeat_example(text: Text, rng: Generator, chunk: int, chunks: int) -> Example:
+def repeat_example(text: Text, rng: Generator, chunk: int, chunks: int, tries=TRIES) -> Example:
     """Text of `chunks` chunks and an open one, and up to MAX_PASSAGES questions to repeat it
-    from a line on, up to a chunk's length. Raises UserError if there is no such line."""
-    for _ in range(TRIES):
+    from a line on, up to a chunk's length. Raises UserError if no such line is found."""
+    for _ in range(tries):
         context = sample_without_roles(text, chunks * chunk + draw(rng, chunk), rng)
         turns: list[tuple[bytes, bytes]] = []
         for start in torch.randperm(chunks * chunk, generator=rng).tolist():

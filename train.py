@@ -123,7 +123,7 @@ class Settings:
     def resolve(self) -> "Settings":
         """What was not said, filled in. Raises UserError for what makes no sense."""
         instruct = self.stage == "instruct"
-        if (self.start or self.instruct) and not instruct:
+        if not instruct and (self.start, self.instruct) != (None, None):
             raise UserError("--start and --instruct are for --stage instruct")
         usual = DEFAULTS[self.preset] | {
             "steps": count_steps(TABLES[self.stage]),
@@ -138,8 +138,9 @@ class Settings:
         check_range("--batch-bytes", settings.batch_bytes, 1, 2**30)
         check_range("--lr", settings.lr, 1e-9, 1e3)
         check_range("--seed", settings.seed, 0, 2**63 - 1)
-        if self.data and Path(settings.out).resolve().is_relative_to(Path(self.data).resolve()):
-            raise UserError(f"--out {settings.out} lies in --data {self.data}, expected outside it")
+        out, data = Path(settings.out).resolve(), self.data
+        if data is not None and out.is_relative_to(Path(data).resolve()):
+            raise UserError(f"--out {settings.out} lies in --data {data}, expected outside it")
         return settings
 
     @property
@@ -148,8 +149,8 @@ class Settings:
 
     def record(self, corpus: Corpus, stages: list[Stage]) -> dict:
         """All that the weights depend on, as plain types."""
-        paths = ("data", "instruct", "start", "out", "resume", "device")
-        chosen = {name: value for name, value in asdict(self).items() if name not in paths}
+        left_out = ("data", "instruct", "start", "out", "resume", "device")
+        chosen = {name: value for name, value in asdict(self).items() if name not in left_out}
         own = hashlib.sha256(repr(corpus.own_examples).encode()).hexdigest()[:16]
         table = [asdict(stage) for stage in stages]
         constants = {"spelling": SPELLING, "adamw": ADAMW_RATE, "curriculum": table}
@@ -302,7 +303,7 @@ def run(settings: Settings) -> None:
     config, device, out = settings.config, find_device(settings.device), Path(settings.out)
     corpus = load_corpus(settings.data, config.chunks * config.chunk)
     table = TABLES[settings.stage]
-    if settings.instruct:
+    if settings.instruct is not None:
         corpus.own_examples = read_examples(settings.instruct, MAX_OWN_CHUNKS * config.chunk)
         table = tuple(stage.with_own_examples() for stage in table)
     stages = scale_stages(table, settings.history, settings.steps)

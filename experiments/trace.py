@@ -41,8 +41,8 @@ class Watched(Session):
         self.logits = super()._feed(*inputs, **how)
         return self.logits
 
-    def attend(self, layer, mask, previous, newest, q, k, v):
-        attended = super().attend(layer, mask, previous, newest, q, k, v)
+    def attend(self, layer, mask, previous, keep, q, k, v):
+        attended = super().attend(layer, mask, previous, keep, q, k, v)
         keys = self.cache.buffer[0, layer, :, :, : self.cache.length + q.shape[2]]
         keys = repeat(keys, "B KV T D -> B (KV G) T D", G=q.shape[1] // keys.shape[1])
         scores = q[:, :, -1:] @ keys.mT / q.shape[-1] ** 0.5

@@ -81,8 +81,11 @@ def test_stages_are_fitted_to_short_files_and_to_text_without_lines_and_named(ca
     [short] = fit_to_corpus([CURRICULUM[-1]], CONFIG, Text([prose], 64))
     assert (short.windows, short.context, short.repeat) == (1, 1, 0) and short.recall
     assert "no passages are asked for: no file has" in capsys.readouterr().err
-    seldom = b"".join(b"%d is a long line %s\n" % (i, b"-" * 60_000) for i in range(9))
-    for rare in (roles, seldom):  # in most of the shortest contexts no line begins
+    seldom, rarely = (
+        b"".join(b"%d is a long line %s\n" % (i, b"-" * length) for i in range(9))
+        for length in (2500, 60_000)
+    )
+    for rare in (roles, seldom, rarely):  # in most of the shortest contexts no line begins
         [fitted] = fit_to_corpus([CURRICULUM[-1]], CONFIG, Text([rare], 64))
         assert fitted == replace(CURRICULUM[-1], repeat=0)
     narrow = Config.preset("mini", chunk=8)

@@ -60,9 +60,9 @@ def test_what_a_trace_shows_is_what_attention_mixed(model):
     mixed = []
 
     class Checked(Watched):
-        def attend(self, layer, mask, previous, newest, q, k, v):
+        def attend(self, layer, mask, previous, keep, q, k, v):
             alike = v[:, :1].expand_as(v)  # so that the mean over heads mixes as each head does
-            attended = super().attend(layer, mask, previous, newest, q, k, alike)
+            attended = super().attend(layer, mask, previous, keep, q, k, alike)
             values = self.cache.buffer[1, layer, 0, 0, : len(self.seen[layer])]
             mixed.append((self.seen[layer] @ values, attended[0, :, -1].mean(dim=0)))
             return attended

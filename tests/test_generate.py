@@ -349,6 +349,8 @@ BAD = {
     "--read tiny": "tiny has 1 bytes, expected at least one chunk, 16",
     "--read /dev/zero": "/dev/zero is too long, expected at most 5,000 bytes",
     "--prompt-file /dev/zero": "/dev/zero is too long",
+    "--prompt-file=": " is no file, expected a file, or -",
+    "--checkpoint=": " is no file, expected a checkpoint",
 }
 
 

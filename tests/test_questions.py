@@ -50,7 +50,8 @@ def test_a_context_of_32_chunks_is_full_of_facts():
     for step in range(10):
         plain = questions.recall_example(TEXT, generator(step), 64, 32, style=questions.Style())
         assert len(plain.context) // 64 == 32 and len(plain.turns) == questions.MAX_TURNS
-    assert questions.recall_example(TEXT, generator("far"), 64, 32, 32).turns
+    for chunk in (64, 512):
+        assert questions.recall_example(TEXT, generator("far"), chunk, 32, 32).turns
 
 
 def test_a_context_with_room_for_more_facts_than_there_are_keys_ends():

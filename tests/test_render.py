@@ -132,16 +132,18 @@ def test_a_path_is_printed_without_what_could_move_a_cursor(tmp_path, monkeypatc
         (["some", "--out", "."], "cannot write ., expected a file in"),
         (["some", "--out", "sketch.nothing"], "sketch.nothing, expected an ending such as .png"),
         (["some", "--out", "sketch.xpm"], "sketch.xpm, expected an ending such as .png"),
+        (["tall", "--limit", "9999", "--out", "a.gif"], "a.gif, expected an ending such as .png"),
     ],
 )
 def test_bad_input_gets_one_clear_line_and_no_picture(tmp_path, monkeypatch, arguments, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").touch()
     (tmp_path / "some").write_bytes(b"text")
+    (tmp_path / "tall").write_bytes(bytes(90_000))  # more lines than a GIF can have
     with pytest.raises(SystemExit) as stopped:
         render.main(arguments)
     assert said in stopped.value.code and "\n" not in stopped.value.code
-    assert sorted(os.listdir(tmp_path)) == ["empty", "some"]
+    assert sorted(os.listdir(tmp_path)) == ["empty", "some", "tall"]
 
 
 def test_a_cell_that_is_not_known_is_refused_with_those_that_are(capsys):
