@@ -160,7 +160,7 @@ class Attention(nn.Module):
         self.key = nn.Linear(width, kv_heads * head_width, bias=False)
         self.value = nn.Linear(width, kv_heads * head_width, bias=False)
         self.out = nn.Linear(heads * head_width, width, bias=False)
-        self.query_gain = nn.Parameter(torch.empty(heads, 1, head_width))
+        self.query_gain = nn.Parameter(torch.full((heads, 1, head_width), 2.0))
 
     def project(self, x, angles):
         """x (B, T, C) -> q (B, H, T, D), k and v (B, KV, T, D)."""
@@ -274,15 +274,8 @@ class Vist2(nn.Module):
             c.layers, c.width, c.heads, c.kv_heads, c.head_width, c.mlp, c.rope_base
         )
         self.head = nn.Linear(c.width, BYTES, bias=False)
-        self.speller = nn.Linear(c.width, c.ratio * c.width, bias=False)
-        self.init_weights()
-
-    def init_weights(self) -> None:
-        """All initial values that are not torch's own."""
         nn.init.zeros_(self.head.weight)
-        for module in self.modules():
-            if isinstance(module, Attention):
-                nn.init.constant_(module.query_gain, 2.0)
+        self.speller = nn.Linear(c.width, c.ratio * c.width, bias=False)
 
     @property
     def device(self) -> torch.device:

@@ -81,7 +81,6 @@ class Queries(Latent):
         self.encoder = Transformer(
             c.encoder_layers, C, heads, heads, C // heads, 4 * C, c.rope_base
         )
-        self.init_weights()  # of the new blocks
 
     def encode(self, x):
         B, n, _ = x.shape
@@ -103,7 +102,6 @@ class Patches(Latent):
         c = config
         self.encoder, self.aligner = Encoder(c), Aligner(c)
         self.encoder.embed = nn.Linear(c.ratio // c.merge * c.width, c.encoder_width)
-        self.init_weights()  # of the new blocks
 
     def encode(self, x):
         r = self.config.ratio // self.config.merge
