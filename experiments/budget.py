@@ -10,7 +10,6 @@ many as training saw at most. What is farther back is out of reach by constructi
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -41,9 +40,9 @@ def bits_at(model: Vist2, info: dict, text: Tensor, entries: int) -> tuple[int, 
         seen = (1 + chunks_held(model.config, info, entries)) * n
         chunks = text[:, -seen:].unflatten(1, (-1, n))
         return seen, evaluate.bits_of(model, chunks, history)[:, -1].mean().item()
-    length, step = text.shape[1], n // 4  # the oldest bytes go a quarter of a chunk at a time
-    parts = [text[:, end - entries : end] for end in range(length - n + step, length + 1, step)]
-    parts = torch.cat(parts).unflatten(1, (-1, step))
+    step = n // 4  # the oldest bytes go a quarter of a chunk at a time
+    parts = text[:, -(entries + n - step) :].unfold(1, entries, step).flatten(0, 1)
+    parts = parts.unflatten(1, (-1, step))
     return entries, evaluate.bits_of(model, parts, history)[:, -1].mean().item()
 
 
@@ -90,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
         check_range("--questions", args.questions, 1, 10_000)
         check_writable(args.json)
         device = find_device(args.device)
-        models = [open_model(path, device, load_rival) for path in args.checkpoints]
+        models, names = [open_model(path, device, load_rival) for path in args.checkpoints], set()
         for model, info in models:
             path, n, first = info["path"], model.config.chunk, models[0][0].config.chunk
             if info["history"] not in ("full", "sketch"):
@@ -102,6 +101,9 @@ def main(argv: list[str] | None = None) -> None:
             if n != first or BUDGETS[0] % n:
                 alike = f"expected one divisor of {BUDGETS[0]} for all"
                 raise UserError(f"{path} has chunks of {n} bytes, {alike}")
+            if (name := f"{info['rival']} at {model.config.ratio}x") in names:
+                raise UserError(f"{path} is a second {name}, expected one of each")
+            names.add(name)
             corpus = load_test_corpus(model, info, args.data)
         title = f"Held-out text and {args.questions} questions at each distance, in chunks"
         rows = show(title, budget_rows(models, corpus, args.windows, args.questions))

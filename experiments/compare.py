@@ -1,11 +1,12 @@
-"""Every way of keeping the past, at the same number of memory tokens, trained on the same bytes.
+"""Every way of keeping the past, at the same number of memory tokens, trained on the same text.
 
     python -m experiments.compare                            the whole curriculum at 4x: hours
     python -m experiments.compare --steps 1350 --seeds 3     each run a quarter as long
     python -m experiments.compare --quick                    does it run? no results
 
 Decoder, learning rate and windows of text are the same for all, and so is the curriculum for all
-that have a memory (but `gist` reads while the others spell, and `unasked` has no questions);
+that have a memory (but `gist` reads while the others spell, and `unasked` has no questions, and so
+less in a step);
 `none`, `full` and `recent` take as many steps of language modelling, on whole chunks. Each run is
 kept on disk under its settings, so that a comparison that was interrupted goes on where it stopped.
 """
@@ -29,15 +30,8 @@ import evaluate
 import vist2
 from common import find_device, read_checkpoint, restore
 from console import UserError, check_range, check_writable, command_line, warn
-from curriculum import (
-    CURRICULUM,
-    DEFAULTS,
-    MAX_STEPS,
-    Stage,
-    count_steps,
-    fit_to_corpus,
-    scale_stages,
-)
+from curriculum import CURRICULUM, DEFAULTS, MAX_STEPS, Stage, count_steps
+from curriculum import fit_to_corpus, scale_stages
 from data import Corpus, load_corpus
 from experiments.report import flops, make_parser, save_json, show, this_machine
 from experiments.rivals import REFERENCES, RIVALS, Leak
@@ -179,9 +173,9 @@ def recall_of(run: Run, corpus: Corpus) -> dict[str, float]:
 def costs(name: str, config: Config) -> dict:
     """What a rival keeps of a finished chunk, and what it takes to make it.
 
-    entries: in the decoder's cache. text: entries of text that it keeps on top. KiB: the least of
-    its memory that can be stored: m vectors, which the decoder can read again, or keys and values
-    of all layers where these have read text.
+    entries: in the decoder's cache. text: entries of text that it keeps on top. KiB: its memory
+    as the decoder takes it: m vectors, or keys and values of all layers where these have read text.
+    (The text itself takes n bytes. `full` could read it again, and all others make theirs anew.)
     """
     rival, n, m = RIVALS[name], config.chunk, config.sketch_tokens
     has_memory = rival.history == "sketch"

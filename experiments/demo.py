@@ -172,10 +172,11 @@ def tell(model: Vist2, context: bytes, seed: int, screens: Screens) -> None:
         )
 
     say, show = screens.say, screens.show
+    most = max(32, *(stop - start for start, stop in facts.values()))  # bytes of an answer
     chunk_of = lambda text, chunk: text[chunk * n : (chunk + 1) * n]
 
     def ask(text: bytes, key: bytes, history="sketch") -> str:
-        return one_line(answer(model, text, key, 32, history=history)[0]) or "(nothing)"
+        return one_line(answer(model, text, key, most, history=history)[0]) or "(nothing)"
 
     say(f"--seed {seed}: {len(facts)} facts")
     for chunk in range(min(end // n, MOST_SHOWN)):
@@ -193,7 +194,8 @@ def tell(model: Vist2, context: bytes, seed: int, screens: Screens) -> None:
 
     key = one_of(rng, *facts)
     start, stop = facts[key]
-    seen = next(moments(model, question_prompt(context, key), 1, len(context) + 4 * n, STOP)).seen
+    prompt = question_prompt(context, key)
+    seen = next(moments(model, prompt, 1, len(prompt) + 2 * n, STOP)).seen
     shares = torch.stack(seen).mean(0).float().cpu()[: end // n * m].view(-1, m)
     chunk = int(shares.argmax()) // m
     say(f"\nAsked for {one_line(key)}, the first byte of the answer looks most at chunk {chunk}:")

@@ -16,8 +16,8 @@
     emergence FILE                ... recall and reading at 4x while it trains
     sweep FILE                    what sweep --json has: fewer tokens or more parameters
 
-Each writes NAME.png into the current folder, or --out. Pillow draws what is made of pixels; the
-rest takes matplotlib, which nothing else here needs (pip install matplotlib).
+Each writes NAME.png into the current folder, `name` a .gif, or --out. Pillow draws what is made of
+pixels; the rest takes matplotlib, which nothing else here needs (pip install matplotlib).
 """
 
 import argparse
@@ -362,7 +362,8 @@ def emergence(args: argparse.Namespace) -> None:
         for (rival, seed), points in curves[prefix].items():
             label = f"{rival}, seed {seed}"
             axis.plot(*zip(*points, strict=True), ".-", color=colours[rival], label=label)
-        axis.set(title=title, xlabel="steps", ylabel="share", ylim=(0, 1.02))
+        about = "steps; those of none, full and recent are of language alone"
+        axis.set(title=title, xlabel=about, ylabel="share", ylim=(0, 1.02))
     save_figure(figure, args.out)
 
 

@@ -26,18 +26,12 @@ from experiments.report import make_parser, save_json, show, this_machine
 from experiments.rivals import Leak, Prune, load_rival
 from experiments.sessions import GistSession
 from generate import read_back
-from questions import (
-    CAPITALS,
-    DIGITS,
-    NOT_THERE,
-    Example,
-    Style,
-    recall_example,
-    sample_without_roles,
-)
+from questions import CAPITALS, DIGITS, NOT_THERE, Example, Style
+from questions import recall_example, sample_without_roles
 from vist2 import BYTES, Vist2
 
-FACTS = partial(Style, facts=16)
+FACTS = partial(Style, facts=16)  # 80 to 420 bytes
+NEEDLES = (300, 1000, 1900)  # bytes of text about one fact
 # Kinds of facts that training draws, and kinds that it never draws.
 TRAINED = {
     "plain": FACTS(),
@@ -71,7 +65,7 @@ NEVER = {
 
 
 def one_question(text: Text, rng: Generator, style: Style, chunk: int) -> Example:
-    """A single question about up to eight chunks of such facts."""
+    """A single question about such facts, as many as the style has or eight chunks hold."""
     example = recall_example(text, rng, chunk, 7, style=style)
     return Example(example.context, example.turns[:1])
 
@@ -126,7 +120,7 @@ def recall_rows(model: Vist2, corpus: Corpus, history: str, count: int) -> Itera
             yield rows[-1]
         mean = sum(row["so answered"] for row in rows) / len(rows)
         yield {"facts": "mean of these", "in training": trained, "so answered": mean}
-    for length in (300, 1000, 1900):
+    for length in NEEDLES:
         yield row(f"one fact in {length} bytes of text", "yes", needle_question, length)
     yield row("a key that stands twice: the last value", "yes", twice_question, n)
     yield row(f"a key that is not there: {NOT_THERE.decode()!r}", "yes", absent_question, n)
@@ -234,6 +228,7 @@ def main(argv: list[str] | None = None) -> None:
         model, info = open_model(args.checkpoint, device, load_rival)
         corpus = load_test_corpus(model, info, args.data)
         content = {"machine": this_machine(model.device), "info": info, "count": args.count}
+        long_windows(corpus, NEEDLES[-1], 1)  # raises UserError before anything is measured
         long = long_windows(corpus, 4 * corpus.held_out.window, args.count)
         for name, title, rows, what in (
             ("recall", f"Facts, share of {args.count} questions", recall_rows, args.count),

@@ -1,12 +1,12 @@
 """Does a model take a mark that training never used as a mark for what it looks like?
 
     python -m experiments.looks                                   what train.py has written
-    python -m experiments.looks weights/tiny.pt runs/compare/conv-*/model.pt --json looks.json
+    python -m experiments.looks weights/tiny.pt runs/compare/conv-4x-seed0-*/model.pt
 
-Values of plain facts are asked for, in contexts of up to 512 bytes, but the facts end with another
-byte than a newline, or have another one in place of `=`. Training uses neither HELD_BACK nor
-control bytes so, apart from newline and tab, which are drawn as all of these are: a letter, white
-on black. To an encoder of bytes it is all the same how a byte is drawn.
+Values of plain facts are asked for, in contexts of 16, some two chunks, but the facts end with
+another byte than a newline, or have another one in place of `=`. Training uses neither HELD_BACK
+nor control bytes so, apart from newline and tab, which are drawn as all of these are: a letter,
+white on black. To an encoder of bytes it is all the same how a byte is drawn.
 """
 
 import unicodedata

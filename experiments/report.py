@@ -78,8 +78,8 @@ def load_test_corpus(model: Vist2, info: dict, data: str | None, *, refuse=False
 
 
 def long_windows(corpus: Corpus, size: int, count: int) -> Tensor:
-    """At most `count` held-out windows of `size` bytes, spread over all: (count, size). Raises
-    UserError if there is none."""
+    """At most `count` held-out windows of `size` bytes, every k-th from the first on: (count,
+    size). Raises UserError if there is none."""
     windows = corpus.held_out.windows(size)
     if not len(windows):
         raise UserError(f"no held-out file of {corpus.name} has {size:,} bytes")

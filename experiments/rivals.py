@@ -337,7 +337,7 @@ RIVALS = {
     "slowfast": Rival(SlowFast, writing=SlowFastSession),
     "prompt": Rival(PromptOnly),
     "leak": Rival(Leak, writing=GistSession),
-    "frozen": Rival(Frozen),
+    "frozen": Rival(Frozen, writing=Session),
     "unasked": Rival(Vist2, writing=Session, asks=False),  # a control: VIST2 without questions
 }
 

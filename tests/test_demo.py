@@ -120,6 +120,14 @@ def test_the_controls_see_no_past_other_facts_and_blank_sketches(monkeypatch):
     assert foreign[32:] == b"open" and b"=" in foreign and b"key=22" not in foreign
 
 
+def test_an_answer_may_be_as_long_as_the_longest_value(monkeypatch):
+    asked, context = [], b"a=1\nkey=%s\n" % (b"long" * 10)
+    answer = lambda *given, history: asked.append(given[3]) or (b"", True)
+    monkeypatch.setattr(demo, "answer", answer)
+    demo.tell(make_model(), context.ljust(64), 0, demo.Screens(make_model().config, []))
+    assert set(asked) == {40}
+
+
 WRONG = [
     ("--context none.txt", "found no fact in the finished chunks of 100 bytes, expected key=value"),
     ("--context short.txt", "found no fact in the finished chunks of 4 bytes"),

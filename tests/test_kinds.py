@@ -95,7 +95,7 @@ def test_what_has_no_long_windows_is_refused_before_anything_is_asked(tmp_path, 
     (tmp_path / "data").mkdir()
     for name in range(30):
         (tmp_path / "data" / str(name)).write_bytes(b"%d short\n" % name * 20)
-    with pytest.raises(SystemExit, match="no held-out file of .*data has 256 bytes"):
+    with pytest.raises(SystemExit, match="no held-out file of .*data has 1,900 bytes"):
         kinds.main([str(tmp_path / "model.pt"), "--data", str(tmp_path / "data")])
     assert capsys.readouterr().out == ""
 
