@@ -2,11 +2,11 @@
 
     python -m experiments.compare                            the whole curriculum at 4x: hours
     python -m experiments.compare --steps 1350 --seeds 3     each run a quarter as long
+    python -m experiments.compare --no-questions             of text alone: what do questions cost?
     python -m experiments.compare --quick                    does it run? no results
 
 Decoder, learning rate and windows of text are the same for all, and so is the curriculum for all
-that have a memory (but `gist` reads while the others spell, and `unasked` has no questions, and so
-less in a step);
+that have a memory (but `gist` reads while the others spell);
 `none`, `full` and `recent` take as many steps of language modelling, on whole chunks. Each run is
 kept on disk under its settings, so that a comparison that was interrupted goes on where it stopped.
 """
@@ -58,6 +58,7 @@ class Run(Settings):
     """
 
     rival: str = "sketch"
+    questions: bool = True  # in its curriculum; without, a step has less to learn
     device_type: str = "cpu"
     version: int = VERSION
 
@@ -68,7 +69,7 @@ class Run(Settings):
     def stages(self, corpus: Corpus) -> list[Stage]:
         stages = scale_stages(CURRICULUM, self.history, self.steps)
         stages = fit_once(tuple(stages), self.config, corpus.train)
-        if not RIVALS[self.rival].asks:
+        if not self.questions:
             stages = [replace(stage, **dict.fromkeys(EXAMPLES, 0)) for stage in stages]
         if RIVALS[self.rival].spells:
             return stages
@@ -79,18 +80,20 @@ class Run(Settings):
         return hashlib.sha256(record.encode()).hexdigest()[:8]
 
     def folder(self, corpus: Corpus) -> Path:
-        name = f"{self.rival}-{self.config.ratio}x-seed{self.seed}-{self.key(corpus)}"
+        name = self.rival + "-no-questions" * (not self.questions)
+        name += f"-{self.config.ratio}x-seed{self.seed}-{self.key(corpus)}"
         return Path(self.out) / name
 
 
-def make_run(rival: str, ratio: int, **settings) -> Run:
+def make_run(rival: str, ratio: int, questions=True, **settings) -> Run:
     """settings: fields of Settings. Raises UserError for what makes no sense."""
     merge, ratio = RIVALS[rival].merge, 4 if rival in REFERENCES else ratio
     if ratio // merge not in CELLS:
         raise UserError(f"{rival} at {ratio}x takes a sketch of {ratio // merge}x, there is none")
     settings = vars(Settings(cell=CELLS[ratio // merge], merge=merge, **settings).resolve())
     settings |= {"history": RIVALS[rival].history}  # Settings knows no `recent`
-    return Run(**settings, rival=rival, device_type=find_device(settings["device"]).type)
+    device_type = find_device(settings["device"]).type
+    return Run(**settings, rival=rival, questions=questions, device_type=device_type)
 
 
 def train_or_load(run: Run, corpus: Corpus) -> Vist2:
@@ -278,6 +281,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     length("--quick", action="store_true", help=quick)
     add("--lr", type=float, default=lr, help="Muon's, of every run (%(default)s)")
     add("--recall", action="store_true", help="then test the recall of each run")
+    add("--no-questions", action="store_true", help="in training: text, spelling, reading, copies")
     add("--out", metavar="DIR", default="runs/compare", help="for all runs (%(default)s)")
     return parser.parse_args(argv)
 
@@ -311,7 +315,7 @@ def run(args: argparse.Namespace) -> None:
     check(args)
     steps, windows = (QUICK, QUICK_WINDOWS) if args.quick else (args.steps, None)
     how = dict(steps=steps, lr=args.lr, device=args.device, data=args.data, out=args.out)
-    make = partial(make_run, **how)
+    make = partial(make_run, questions=not args.no_questions, **how)
     rivals = sorted(args.rivals, key=lambda name: name not in REFERENCES)
     lines = [
         [make(name, ratio, seed=seed) for seed in range(args.seeds)]
@@ -325,6 +329,7 @@ def run(args: argparse.Namespace) -> None:
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     title = f"{corpus.name}, digest {corpus.digest}; lr {args.lr}, {steps} steps a run"
     title += ", without a memory those of language alone"
+    title += ", no questions" * args.no_questions
     title += ": TOO FEW, these figures are no results" if args.quick else ""
     show(title, score_rows(lines, corpus, windows, scores))
     content = {"machine": machine, "corpus": corpus.name, "quick": args.quick}

@@ -2,7 +2,7 @@
 
     what is kept of a finished chunk   `compress`: as many vectors, made without pixels
     who sees whom                      `may_attend`: another rule over layouts (mask.py)
-    what training asks for             `Rival.spells`, `Rival.asks`
+    what training asks for             `Rival.spells`
 
 All have VIST2's decoder and head. Shapes are those of vist2.py; r = n / m.
 """
@@ -305,15 +305,14 @@ class Rival:
     """A model, and the history that it is trained and evaluated under: "sketch" has a memory, and
     learns to read it. writing: makes a Session of a model, a batch size and a capacity, None where
     none keeps the rival's cache. merge: patches for each of its tokens, of a sketch that is finer
-    in turn. trained: the rival whose weights, at that finer ratio, it takes as they are. spells,
-    asks: whether its curriculum has spelling, and questions.
+    in turn. trained: the rival whose weights, at that finer ratio, it takes as they are. spells:
+    whether its curriculum has spelling.
     """
 
     model: type[Vist2]
     history: str = "sketch"
     writing: Callable | None = None
     spells: bool = True
-    asks: bool = True
     merge: int = 1
     trained: str | None = None
 
@@ -338,7 +337,6 @@ RIVALS = {
     "prompt": Rival(PromptOnly),
     "leak": Rival(Leak, writing=GistSession),
     "frozen": Rival(Frozen, writing=Session),
-    "unasked": Rival(Vist2, writing=Session, asks=False),  # a control: VIST2 without questions
 }
 
 
