@@ -99,6 +99,8 @@ def load_corpus(path: str | None, window: int) -> Corpus:
     left out; fewer than PIECES others are each cut into PIECES of a window or more. Warns of the
     user's files that are too short. Raises UserError, or OSError.
     """
+    if path == "":
+        raise UserError("the name of the data is empty, expected a file or a folder")
     found = python_files() if path is None else user_files(Path(path))
     library = f"Python {platform.python_version()} standard library"
     name = library if path is None else one_line(path)

@@ -45,7 +45,7 @@ def sample(logits: Tensor, temperature: float, top_k: int | None, rng) -> Tensor
 def write(
     session: Session, logits: Tensor, max_new_bytes: int, temperature=0.0, top_k=None, seed=0
 ) -> Iterator[Tensor]:
-    """Yield (B,) bytes, one at a time."""
+    """Yield (B,) bytes, one at a time. The settings are those of `check_writing`."""
     rng = torch.Generator().manual_seed(seed)
     for index in range(max_new_bytes):
         new = sample(logits, temperature, top_k, rng)

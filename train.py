@@ -138,9 +138,8 @@ class Settings:
         check_range("--batch-bytes", settings.batch_bytes, 1, 2**30)
         check_range("--lr", settings.lr, 1e-9, 1e3)
         check_range("--seed", settings.seed, 0, 2**63 - 1)
-        out, data = Path(settings.out).resolve(), self.data
-        if data is not None and out.is_relative_to(Path(data).resolve()):
-            raise UserError(f"--out {settings.out} lies in --data {data}, expected outside it")
+        if self.data and Path(settings.out).resolve().is_relative_to(Path(self.data).resolve()):
+            raise UserError(f"--out {settings.out} lies in --data {self.data}, expected outside it")
         return settings
 
     @property

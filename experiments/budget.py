@@ -19,7 +19,7 @@ from console import UserError, check_range, check_writable, command_line
 from data import Corpus
 from experiments.report import load_test_corpus, long_windows
 from experiments.report import make_parser, save_json, show, this_machine
-from experiments.rivals import PromptOnly, Prune, SlowFast, load_rival
+from experiments.rivals import PromptOnly, Prune, SlowFast, label_of, load_rival
 from questions import Example
 from vist2 import Config, Vist2
 
@@ -31,6 +31,10 @@ def chunks_held(config: Config, info: dict, entries: int) -> int:
     """Sketches that a budget holds beside an open chunk."""
     held = max(0, entries - config.chunk) // config.sketch_tokens
     return min(held, max(1, info["max_window"] // config.chunk) - 1)
+
+
+def ratio_of(model: Vist2, info: dict) -> str:
+    return "" if info["history"] == "full" else f"{model.config.ratio}x"
 
 
 def bits_at(model: Vist2, info: dict, text: Tensor, entries: int) -> tuple[int, float]:
@@ -66,9 +70,8 @@ def budget_rows(
     asked = {d: evaluate.sample_questions(corpus, n, d, questions) for d in DISTANCES}
     for entries in BUDGETS:
         for model, info in models:
-            ratio = "" if info["history"] == "full" else f"{model.config.ratio}x"
             seen, bits = bits_at(model, info, text, entries)
-            row = {"entries": entries, "memory": info["rival"], "ratio": ratio}
+            row = {"entries": entries, "memory": label_of(info), "ratio": ratio_of(model, info)}
             row |= {"bytes seen, at most": seen, "bits per byte": bits}
             for d, examples in tqdm(asked.items(), "asking", leave=False):
                 shown = [cut(example, model, info, entries) for example in examples]
@@ -101,8 +104,8 @@ def main(argv: list[str] | None = None) -> None:
             if n != first or BUDGETS[0] % n:
                 alike = f"expected one divisor of {BUDGETS[0]} for all"
                 raise UserError(f"{path} has chunks of {n} bytes, {alike}")
-            if (name := f"{info['rival']} at {model.config.ratio}x") in names:
-                raise UserError(f"{path} is a second {name}, expected one of each")
+            if (name := (label_of(info), ratio_of(model, info))) in names:
+                raise UserError(f"{path} is a second {' '.join(name)}, expected one of each")
             names.add(name)
             corpus = load_test_corpus(model, info, args.data)
         title = f"Held-out text and {args.questions} questions at each distance, in chunks"

@@ -2,13 +2,13 @@
 
     python -m experiments.compare                            the whole curriculum at 4x: hours
     python -m experiments.compare --steps 1350 --seeds 3     each run a quarter as long
-    python -m experiments.compare --no-questions             of text alone: what do questions cost?
+    python -m experiments.compare --no-questions             what do questions cost?
     python -m experiments.compare --quick                    does it run? no results
 
 Decoder, learning rate and windows of text are the same for all, and so is the curriculum for all
-that have a memory (but `gist` reads while the others spell);
-`none`, `full` and `recent` take as many steps of language modelling, on whole chunks. Each run is
-kept on disk under its settings, so that a comparison that was interrupted goes on where it stopped.
+that have a memory (but `gist` reads while the others spell); `none`, `full` and `recent` take as
+many steps of language modelling, on whole chunks. Each run is kept on disk under its settings, so
+that a comparison that was interrupted goes on where it stopped.
 """
 
 import argparse
@@ -74,6 +74,11 @@ class Run(Settings):
         if RIVALS[self.rival].spells:
             return stages
         return [replace(s, reading=s.reading + s.spelling, spelling=0) for s in stages]
+
+    def record(self, corpus: Corpus, stages: list[Stage]) -> dict:
+        record = super().record(corpus, stages)
+        del record["questions"]  # the stages tell
+        return record
 
     def key(self, corpus: Corpus) -> str:
         record = json.dumps(self.record(corpus, self.stages(corpus)), sort_keys=True)
@@ -281,7 +286,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     length("--quick", action="store_true", help=quick)
     add("--lr", type=float, default=lr, help="Muon's, of every run (%(default)s)")
     add("--recall", action="store_true", help="then test the recall of each run")
-    add("--no-questions", action="store_true", help="in training: text, spelling, reading, copies")
+    add("--no-questions", action="store_true", help="leave these out of training")
     add("--out", metavar="DIR", default="runs/compare", help="for all runs (%(default)s)")
     return parser.parse_args(argv)
 
@@ -333,6 +338,7 @@ def run(args: argparse.Namespace) -> None:
     title += ": TOO FEW, these figures are no results" if args.quick else ""
     show(title, score_rows(lines, corpus, windows, scores))
     content = {"machine": machine, "corpus": corpus.name, "quick": args.quick}
+    content["questions"] = not args.no_questions
     content["settings"] = sketch.record(corpus, sketch.stages(corpus))
     content["runs"] = scores
     if "sketch" in rivals:

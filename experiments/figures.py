@@ -357,13 +357,15 @@ def emergence(args: argparse.Namespace) -> None:
     if not any(curves.values()):
         raise UserError(f"{args.file} has no run at 4x")
     figure, axes = new_figure(1, 2, (13, 5))
-    colours = colours_of(dict.fromkeys(rival for runs in curves.values() for rival, _ in runs))
+    rivals = dict.fromkeys(rival for runs in curves.values() for rival, _ in runs)
+    colours = colours_of(rivals)
+    early = ", ".join(name for name in (*REFERENCES, "recent") if name in rivals)
+    about = f"; {early}: without spelling and reading" if early else ""
     for axis, (prefix, title) in zip(axes, panels.items(), strict=True):
         for (rival, seed), points in curves[prefix].items():
             label = f"{rival}, seed {seed}"
             axis.plot(*zip(*points, strict=True), ".-", color=colours[rival], label=label)
-        about = "steps; those of none, full and recent are of language alone"
-        axis.set(title=title, xlabel=about, ylabel="share", ylim=(0, 1.02))
+        axis.set(title=title, xlabel=f"steps{about}", ylabel="share", ylim=(0, 1.02))
     save_figure(figure, args.out)
 
 

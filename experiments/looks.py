@@ -25,7 +25,7 @@ from data import Corpus, generator
 from evaluate import exact_match
 from experiments.kinds import FACTS, one_question
 from experiments.report import load_test_corpus, make_parser, save_json, show, this_machine
-from experiments.rivals import load_rival
+from experiments.rivals import label_of, load_rival
 from questions import HELD_BACK, MARKS, ROLE, Example
 from render import glyphs
 from vist2 import Config, Vist2
@@ -111,8 +111,7 @@ def main(argv: list[str] | None = None) -> None:
         device, models = find_device(args.device), {}
         for path in args.checkpoints or [None]:
             model, info = open_model(path, device, load_rival)
-            name = info["rival"] + (f", seed {seed}" if (seed := info.get("seed")) else "")
-            if name in models:
+            if (name := label_of(info)) in models:
                 raise UserError(f"{path} is a second {name}, expected one of each")
             models[name] = model, info
             corpus = load_test_corpus(model, info, args.data)

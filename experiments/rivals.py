@@ -340,6 +340,11 @@ RIVALS = {
 }
 
 
+def label_of(info: dict) -> str:
+    """What names a model beside others: its rival, and its seed if that is not 0."""
+    return info["rival"] + (f", seed {info['seed']}" if info.get("seed") else "")
+
+
 def load_rival(path: str | Path, device="cpu") -> tuple[Vist2, dict]:
     """`load_checkpoint` for what train.py or compare has written; info["rival"] names it."""
     content = read_checkpoint(path, device)

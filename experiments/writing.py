@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> None:
         check_writable(args.json)
         device = find_device(args.device)
         n, sources = open_all(args.files, device)
-        judge, judged = open_model(args.judge, device) if args.judge else (None, {})
+        judge, judged = (None, {}) if args.judge is None else open_model(args.judge, device)
         if judge:
             found = judged["history"], judge.config.chunk
             if found != ("full", n):

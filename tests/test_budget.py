@@ -87,7 +87,7 @@ def test_contexts_and_pasts_are_cut_to_what_fits(arguments, monkeypatch, capsys)
         (["prune"], "prune keeps fewer tokens than its config has"),
         (["long"], "long has chunks of 32 bytes, expected one divisor of 16 for all"),
         (["gone"], "gone is not there"),
-        (["patches", "sketch"], "sketch is a second sketch at 4x, expected one of each"),
+        (["patches", "sketch"], "sketch is a second sketch 4x, expected one of each"),
         (["new"], "new is of cnn, expected one of none, full, sketch"),
         (["--windows", "0"], "--windows is 0"),
     ],

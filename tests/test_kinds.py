@@ -90,14 +90,18 @@ def test_pages_are_read_from_the_cache_that_holds_a_rivals_memory(rival, session
     assert set(read_with) == {session} and rows[0]["bytes right"] == 1
 
 
-def test_what_has_no_long_windows_is_refused_before_anything_is_asked(tmp_path, capsys):
+def test_what_has_no_long_windows_is_refused_before_anything_is_asked(
+    tmp_path, capsys, monkeypatch
+):
     save_checkpoint(tmp_path / "model.pt", make_model(), info())
     (tmp_path / "data").mkdir()
     for name in range(30):
         (tmp_path / "data" / str(name)).write_bytes(b"%d short\n" % name * 20)
-    with pytest.raises(SystemExit, match="no held-out file of .*data has 1,900 bytes"):
-        kinds.main([str(tmp_path / "model.pt"), "--data", str(tmp_path / "data")])
-    assert capsys.readouterr().out == ""
+    for needles, least in ((kinds.NEEDLES, "1,900"), ((9,), "256")):
+        monkeypatch.setattr(kinds, "NEEDLES", needles)
+        with pytest.raises(SystemExit, match=f"no held-out file of .*data has {least} bytes"):
+            kinds.main([str(tmp_path / "model.pt"), "--data", str(tmp_path / "data")])
+        assert capsys.readouterr().out == ""
 
 
 def test_a_name_counts_by_when_it_stood_last_and_only_if_all_of_its_rest_is_likeliest(monkeypatch):

@@ -130,17 +130,24 @@ def test_the_table_of_rivals_is_what_its_json_has(head, file):
         assert len(far) == len(recall[name][8:]) and all(map(agrees, far, recall[name][8:])), name
 
 
-def test_the_table_of_two_learning_rates_is_what_their_json_has():
-    contents = [json_of("rivals-short"), json_of("rivals-lr8")]
+@pytest.mark.parametrize(
+    "head, files",
+    [
+        ("at 0.005, 0.008", ("rivals-short", "rivals-lr8")),
+        ("with questions, without", ("rivals-whole", "rivals-no-questions")),
+    ],
+)
+def test_the_tables_of_two_runs_each_are_what_their_json_has(head, files):
+    contents = list(map(json_of, files))
     runs = [{run["rival"]: run for run in content["runs"]} for content in contents]
     recall = [{row["rival"]: row for row in content["recall"]} for content in contents]
-    rows = rows_of((ROOT / "docs/rivals.md").read_text(), "at 0.005, 0.008")
+    rows = rows_of((ROOT / "docs/rivals.md").read_text(), head)
     assert {row[0].strip("`") for row in rows} == set(runs[1])
+    fields = ("bpb", "position 0", "from 16 on", "reading noise")
     for name, *cells, recalled in rows:
         name = name.strip("`")
-        fields = ("bpb", "position 0", "from 16 on", "reading noise")
         for field, cell in zip(fields, cells, strict=True):
-            values = [of_rate[name].get(field, "") for of_rate in runs]
+            values = [of_run[name].get(field, "") for of_run in runs]
             assert all(map(agrees, cell.split(", ") if cell else ["", ""], values)), (name, field)
         for row, stated in zip(recall, recalled.split("; "), strict=True):
             near = [row[name][f"recall {distance}"] for distance in range(1, 9)]

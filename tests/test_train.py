@@ -396,7 +396,7 @@ BAD_INPUT = [
     (f"--batch-bytes {10**18}", "--batch-bytes is 1000000000000000000"),
     ("--device cpu:1", "device 'cpu:1' is not there"),
     ("--data .", "new lies in --data ., expected outside it"),
-    ("--data=", "new lies in --data , expected outside it"),
+    ("--data=", "the name of the data is empty, expected a file or a folder"),
     ("--resume", "new/model.pt is not there, expected a checkpoint"),
     ("--out done", "is there: --resume goes on with it, --out takes another folder"),
     ("--out no-info --resume", "lacks 'step' in its info"),
