@@ -157,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"{args.file} is empty, expected at least one byte")
         try:
             contact_sheet(text, args.cell, args.chunk).save(args.out)
-        except (KeyError, OverflowError, ValueError):  # Pillow's: an ending, or so large a one
+        except (KeyError, OverflowError, ValueError):  # Pillow: unknown ending, or too tall for it
             raise UserError(f"cannot write {args.out}, expected an ending such as .png") from None
         print(one_line(f"{args.out}: the first {len(text):,} bytes of {args.file}"))
 

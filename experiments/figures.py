@@ -357,11 +357,11 @@ def emergence(args: argparse.Namespace) -> None:
     if not any(curves.values()):
         raise UserError(f"{args.file} has no run at 4x")
     figure, axes = new_figure(1, 2, (13, 5))
-    rivals = dict.fromkeys(rival for runs in curves.values() for rival, _ in runs)
-    colours = colours_of(rivals)
-    early = ", ".join(name for name in (*REFERENCES, "recent") if name in rivals)
-    about = f"; {early}: without spelling and reading" if early else ""
+    colours = colours_of(dict.fromkeys(rival for runs in curves.values() for rival, _ in runs))
     for axis, (prefix, title) in zip(axes, panels.items(), strict=True):
+        drawn = {rival for rival, _ in curves[prefix]}
+        early = ", ".join(name for name in (*REFERENCES, "recent") if name in drawn)
+        about = f"; {early}: without spelling and reading" if early else ""
         for (rival, seed), points in curves[prefix].items():
             label = f"{rival}, seed {seed}"
             axis.plot(*zip(*points, strict=True), ".-", color=colours[rival], label=label)
