@@ -1,6 +1,6 @@
 """The rolling kv cache: the past is kept as sketches while reading and while writing.
 
-The cache of each layer is one preallocated buffer and one write position:
+All layers share one preallocated buffer and one write position. Of each layer it holds:
 
     [ sketch tokens of chunks 0..i-1 | START and bytes of the open chunk ]
                                      ^ mark
@@ -155,7 +155,7 @@ class Session:
         run = self.text[:, max(self.closed * n, self.count - ratio) : self.count]
         seen = torch.cat([self.opening, run], 1)[:, -ratio:]  # no input looks back further
         position = torch.tensor([self.count], device=self.text.device)
-        x = self.model.embed_text(seen, self.opening)[:, -1:]
+        x = self.model.embed_text(seen, self.opening, skip=seen.shape[1] - 1)
         return self._feed(x, position, opens=False)
 
     def _finish_chunk(self) -> Tensor:

@@ -285,13 +285,14 @@ class Vist2(nn.Module):
         """Bytes and openings, (..) ids -> (.., C)."""
         return norm(self.embedding(ids))
 
-    def embed_text(self, ids: Tensor, openings: Tensor) -> Tensor:
-        """The decoder's inputs of runs of text that see each other: (.., T) ids -> (.., T, C).
+    def embed_text(self, ids: Tensor, openings: Tensor, skip: int = 0) -> Tensor:
+        """The decoder's inputs of runs of text: (.., T) ids -> (.., T - skip, C).
 
-        openings: (.., 1), of each run. An input is a sum of three: the embedding of its byte, that
-        of its run's opening, and a causal convolution over its byte and the ones before. `speller`
-        takes a sketch token to a code for each byte it shows; the kernel, its transpose, takes the
-        last K bytes, as many as a token has in its last line of print, to nearly that token.
+        openings: (.., 1), of each run. skip: none are wanted of so many first ids. An input is a
+        sum of three: the embedding of its byte, that of its run's opening, and a causal convolution
+        over its byte and the ones before. `speller` takes a sketch token to a code for each byte it
+        shows; the kernel, its transpose, takes the last K bytes, as many as a token has in its last
+        line of print, to nearly that token.
         """
         x, c = self.embed(ids), self.config
         how = dict(k=c.merge, byte=PATCH // c.cell[1], out=c.width)
@@ -299,10 +300,10 @@ class Vist2(nn.Module):
         kernel = code[-1, -PAGE // c.cell[1] :]  # (K, C, C), mostly a view: writing copies none
         K, T = len(kernel), x.shape[-2]
         padded = F.pad(x, (0, 0, K - 1, 0))
-        windows = torch.cat([padded[..., k : k + T, :] for k in range(K)], dim=-1)  # (.., T, K C)
-        looked_back = windows @ kernel.flatten(0, 1)
+        windows = torch.cat([padded[..., skip + k : k + T, :] for k in range(K)], dim=-1)
+        looked_back = windows @ kernel.flatten(0, 1)  # (.., T - skip, K C) @ (K C, C)
         # where a memory of experiments/ opens a chunk with the byte before, that means START
-        return norm(x + self.embed(openings.clamp(min=START)) + looked_back)
+        return norm(x[..., skip:, :] + self.embed(openings.clamp(min=START)) + looked_back)
 
     def compress(self, chunks: Tensor) -> Tensor:
         """All that is kept of finished chunks: (B, N, n) bytes -> (B, N, m, C) sketch tokens."""

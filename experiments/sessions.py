@@ -3,7 +3,7 @@
     python -m experiments.sessions --checkpoint MODEL --prompt "def " --stats
 
 Both read a prompt chunk by chunk, as they would write it. The command is `generate.py` for a
-checkpoint of the rival `slowfast`. Shapes are those of vist2.py.
+checkpoint of the rival `slowfast`, which has no default. Shapes are those of vist2.py.
 """
 
 from functools import partial
@@ -35,7 +35,7 @@ class ChunkwiseSession(Session):
         for start in range(0, text.shape[1], n):
             chunk = text[:, start : start + n]
             run = torch.cat([self.opening, chunk[:, : n - 1]], dim=1)
-            x = self.model.embed_text(run, self.opening)[:, 1:]
+            x = self.model.embed_text(run, self.opening, skip=1)
             positions = torch.arange(x.shape[1], device=text.device) + start + 1
             self.count = start + chunk.shape[1]
             logits = self._feed(x, positions, opens=False)

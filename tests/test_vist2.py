@@ -242,6 +242,8 @@ def test_bytes_have_the_code_of_the_patch_whose_last_line_they_are(cell):
     code = sum(byte @ spell for byte, spell in zip(e, parts[-line:], strict=True))
     by_hand = F.rms_norm(e[-1] + model.embed(start)[0, 0] + code, (model.config.width,))
     torch.testing.assert_close(looked, by_hand)
+    last = model.embed_text(text, start, skip=line + 2)
+    torch.testing.assert_close(last, model.embed_text(text, start)[:, line + 2 :])
     assert (model.embed_text(text, read) != model.embed_text(text, start)).any(-1).all()
 
 
