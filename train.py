@@ -102,13 +102,13 @@ class Settings:
     """One run: made from the command line, saved in its checkpoint, compared at a resume."""
 
     preset: str = option("tiny", "size of the model", choices=DEFAULTS)
-    history: str = option("sketch", "of finished chunks", choices=TRAINED_HISTORIES)
+    history: str = option("sketch", "how full chunks are kept", choices=TRAINED_HISTORIES)
     cell: tuple = option((16, 4), f"pixels of a byte: {KNOWN_CELLS}", type=parse_cell)
     merge: int = option(1, "patches in a sketch token", type=int)
     chunk: int = option(64, "bytes in a chunk", type=int)
     stage: str = option("curriculum", "instruct goes on from a finished model", choices=TABLES)
     steps: int | None = option(None, "about so many in all; default: the stage's", type=int)
-    batch_bytes: int | None = option(None, f"in a step; {by_preset('batch_bytes')}", type=int)
+    batch_bytes: int | None = option(None, f"a share of 1; {by_preset('batch_bytes')}", type=int)
     lr: float | None = option(None, f"Muon's rate; {by_preset('lr')}", type=float)
     seed: int = option(0, "of weights and batches", type=int)
     bf16: bool | None = option(None, "autocast to bfloat16; default: on CUDA", action=BOOL)
@@ -175,8 +175,7 @@ def train(
     plan = [stage for stage in stages for _ in range(stage.steps)]
     language_steps = list(accumulate((bool(stage.language) for stage in plan), initial=0))
     optimizers, record = make_optimizers(model, settings.lr), settings.record(corpus, stages)
-    longest = {"max_window": 0, "max_context": 0}  # bytes
-    info = longest | (start["info"] if start else {})
+    info = dict(start["info"]) if start else {"max_window": 0, "max_context": 0}  # bytes
     if resumes:
         for optimizer, state in zip(optimizers, start["optimizers"], strict=True):
             optimizer.load_state_dict(state)
@@ -192,41 +191,41 @@ def train(
         tqdm(total=len(plan), initial=saved, unit="step") as bar,
         delay_signals() as signals,
     ):
-        while info["step"] < len(plan) and not signals:
-            step, stage = info["step"], plan[info["step"]]
-            for optimizer, share in zip(optimizers, (1, ADAMW_RATE), strict=True):
-                optimizer.param_groups[0]["lr"] = share * settings.lr * rate(step, len(plan))
-            batches = list(
-                sample_batches(stage, model.config, corpus, settings, step, language_steps[step])
-            )
-            losses = backward(model, batches, settings)
-            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
-            check_finite(losses | {"grad_norm": grad_norm}, step, saved)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
+        with contextlib.suppress(BrokenPipeError):  # of the bar: Ctrl-C ends `2>&1 | tee`, too
+            while info["step"] < len(plan) and not signals:
+                step, stage = info["step"], plan[info["step"]]
+                for optimizer, share in zip(optimizers, (1, ADAMW_RATE), strict=True):
+                    optimizer.param_groups[0]["lr"] = share * settings.lr * rate(step, len(plan))
+                what = (stage, model.config, corpus, settings, step, language_steps[step])
+                batches = list(sample_batches(*what))
+                losses = backward(model, batches, settings)
+                grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
+                check_finite(losses | {"grad_norm": grad_norm}, step, saved)
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
 
-            info["step"] = step + 1
-            contexts = [batch.longest_context for _, _, batch in batches]
-            info["max_context"] = max(info["max_context"], *contexts)
-            window = stage.windows * corpus.train.window if stage.language else 0
-            info["max_window"] = max(info["max_window"], window)
-            line = {"step": step + 1, "stage": stage.name, "grad_norm": grad_norm} | losses
-            line = {k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}
-            if save_now := info["step"] % SAVE_EVERY == 0:
-                bar.set_description("evaluating")
-                line["held out"] = evaluate_briefly(
-                    model, corpus, settings.history, recalls=bool(stage.recall)
-                )
-            log.write(json.dumps(line) + "\n")
-            log.flush()  # before the checkpoint: a log may run ahead of it, never fall behind
-            if save_now:
-                save_run(out, model, info, record, optimizers)
-                saved = info["step"]
-            bar.set_description(stage.name, refresh=False)
-            shown |= {k: 0.95 * shown.get(k, v) + 0.05 * v for k, v in losses.items()}
-            bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items()}, refresh=False)
-            bar.update()
+                info["step"] = step + 1
+                contexts = [batch.longest_context for _, _, batch in batches]
+                info["max_context"] = max(info["max_context"], *contexts)
+                window = stage.windows * corpus.train.window if stage.language else 0
+                info["max_window"] = max(info["max_window"], window)
+                line = {"step": step + 1, "stage": stage.name, "grad_norm": grad_norm} | losses
+                line = {k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}
+                if save_now := info["step"] % SAVE_EVERY == 0:
+                    bar.set_description("evaluating")
+                    line["held out"] = evaluate_briefly(
+                        model, corpus, settings.history, recalls=bool(stage.recall)
+                    )
+                log.write(json.dumps(line) + "\n")
+                log.flush()  # before the checkpoint: a log may run ahead of it, never fall behind
+                if save_now:
+                    save_run(out, model, info, record, optimizers)
+                    saved = info["step"]
+                bar.set_description(stage.name, refresh=False)
+                shown |= {k: 0.95 * shown.get(k, v) + 0.05 * v for k, v in losses.items()}
+                bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items()}, refresh=False)
+                bar.update()
         if saved < info["step"]:
             save_run(out, model, info, record, optimizers)
     return info

@@ -227,6 +227,19 @@ def test_a_second_ctrl_c_ends_even_an_evaluation(start, whole, monkeypatch, caps
     assert capsys.readouterr().err.split("\r")[-1].startswith("long windows: 100%")
 
 
+def test_a_closed_pipe_ends_a_run_that_goes_on_from_there(start, whole, tmp_path, monkeypatch):
+    """Ctrl-C ends the `tee` of `train.py 2>&1 | tee log` at once, and then the bar fails."""
+
+    def closed(*_):
+        raise BrokenPipeError
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
+        patch.setattr(train.tqdm, "update", closed)
+        start("run")
+    assert info_of(tmp_path / "run")["step"] == 1  # before any other checkpoint
+    assert_same_run(whole / "curriculum", start("run", "--resume"))
+
+
 def test_all_histories_begin_alike_and_learn_the_same_windows(start, monkeypatch):
     torch.manual_seed(7)
     weights, windows, kinds = Vist2(SETTINGS.config).state_dict(), [], {"text", *CHUNK_PARTS}
