@@ -96,8 +96,8 @@ def load_corpus(path: str | None, window: int) -> Corpus:
 
     Held out are the files whose names have the lowest hashes, until they make up HELD_OUT of the
     bytes; a file of more than twice that is never held out. Files shorter than a window are
-    left out; fewer than PIECES others are each cut into PIECES of a window or more. Warns of the
-    user's files that are too short. Raises UserError, or OSError.
+    left out. Where fewer than PIECES stay, each is cut into PIECES of a window or more, or left out
+    too. Warns of the user's files that are too short. Raises UserError, or OSError.
     """
     if path == "":
         raise UserError("the name of the data is empty, expected a file or a folder")
@@ -116,7 +116,7 @@ def load_corpus(path: str | None, window: int) -> Corpus:
             for key, text in files.items()
             for i in range(PIECES)
         }
-    share = HELD_OUT * sum(map(len, files.values()))
+    share = int(HELD_OUT * sum(map(len, files.values())))  # of one file, its shortest piece
     order = sorted(files, key=lambda key: hashlib.sha256(os.fsencode(key)).digest())
     held_out, size = {}, 0
     for key in order:

@@ -55,6 +55,13 @@ def test_few_files_are_split_within_and_many_between(tmp_path, count):
     assert bool(train & held_out) == (count < data.PIECES)
 
 
+def test_of_one_file_one_piece_in_twenty_is_held_out(tmp_path):
+    (path := tmp_path / "text").write_bytes(b"")
+    for length in range(20_000, 20_020):
+        path.write_bytes(bytes(length))
+        assert size(load_corpus(str(path), 64).held_out) in (1000, 1001)
+
+
 def test_the_digest_tells_names_and_bytes_and_not_the_order_of_a_folder(tmp_path):
     digests = []
     for folder, names, end in (
