@@ -10,6 +10,7 @@ are what --json writes and figures.py draws.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -213,34 +214,31 @@ def break_even(leads: dict[str, float]) -> dict[str, str]:
 
 
 def can_measure_peaks(device: torch.device) -> bool:
-    try:
-        import resource  # noqa: F401 - Windows has none
-    except ImportError:
-        return device.type == "cuda"
-    return True
+    unix = importlib.util.find_spec("resource") is not None
+    return device.type == "cuda" or (device.type == "cpu" and unix)
 
 
-def high_water(device: torch.device) -> int:
-    """The most bytes that this process has held so far."""
+def bytes_held(device: torch.device) -> tuple[int, int]:
+    """By this process: now, and at most so far. macOS tells the second alone, in place of both."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     if status.exists():  # Linux's getrusage would count a parent process too
-        [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
-        return int(line.split()[1]) * 1024
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return tuple(1024 * int(lines[name].split()[0]) for name in ("VmRSS", "VmHWM"))
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,) * 2
 
 
 def peak(work: str, history: str, length: int, size: str, cell: list[int], device: str) -> int:
     """Bytes that some work takes beyond the weights; to be called in a process of its own."""
     do = {"reading": prefill, "training": train_step}[work]
     model = make_model(replace(SIZES[size], cell=tuple(cell)), device)
-    do(model, history, random_text(2 * model.config.chunk, device))  # libraries, gradients
-    before = high_water(model.device)
+    do(model, history, random_text(2 * model.config.chunk, device))  # loads libraries
+    before, _ = bytes_held(model.device)
     do(model, history, random_text(length, device))
-    return high_water(model.device) - before
+    return bytes_held(model.device)[1] - before
 
 
 def print_peak() -> None:
@@ -294,8 +292,8 @@ def count(model: WithoutEncoder, history: str, length: int, encoder: int) -> dic
     device, and the cache between. encoder: FLOPs of encoding a chunk.
 
     Torch counts causal attention as if every query saw every key; "read" counts half of that.
-    Writing is the mean over a chunk. Its cost is affine in the entries held (but for two bytes that
-    look back at fewer), so a chunk's first byte, its last but one and its end are enough.
+    Writing is the mean over a chunk. Its cost is affine in the entries held, so a chunk's first
+    byte, its last but one and its end are enough.
     """
     n, sessions, steps = model.config.chunk, [], []
     text = torch.empty(1, length, dtype=torch.long, device="meta")
@@ -353,14 +351,12 @@ def counting(config: Config, lengths: list[int]) -> Iterator[dict]:
         }
 
 
-def count_paper(cell: tuple[int, int]) -> dict[str, list[dict]]:
-    """The paper's sizes on the meta device, and the paper's own figures."""
-    tables = {}
+def count_paper(cell: tuple[int, int], tables: dict[str, list]) -> None:
+    """The paper's sizes on the meta device, put into `tables`, and the paper's own figures."""
     for name in PAPER:
         config = replace(SIZES[name], cell=cell)
-        weights = make_model(config, "meta").named_parameters()  # spelling is for training only
-        billion = sum(p.numel() for part, p in weights if not part.startswith("speller")) / 1e9
-        title = f"{name}: {billion:.2f} billion weights, float32 cache"
+        weights = sum(p.numel() for p in make_model(config, "meta").parameters())
+        title = f"{name}: {weights / 1e9:.2f} billion weights, float32 cache"
         tables[name] = show(title, counting(config, PAPER_LENGTHS))
 
     def span(name: str) -> str:
@@ -376,7 +372,6 @@ def count_paper(cell: tuple[int, int]) -> dict[str, list[dict]]:
         "                     so that a whole process saves less\n"
         "  first token        not measured here"
     )
-    return tables
 
 
 # ------------------------------------------------------------------------------ command line
@@ -411,14 +406,13 @@ def check(args: argparse.Namespace, device: torch.device) -> None:
         )
 
 
-def measure(args: argparse.Namespace, device: torch.device) -> dict[str, list[dict]]:
-    """All tables of this machine."""
+def measure(args: argparse.Namespace, device: torch.device, tables: dict[str, list]) -> None:
+    """All tables of this machine, each put into `tables` when it is whole."""
     machine = (args.size, args.cell, str(device))
     model = make_model(replace(SIZES[args.size], cell=args.cell), device)
     lengths, n = sorted(set(args.lengths)), model.config.chunk
     large = [length for length in lengths if length >= 512]  # below, all is noise
     trained = [length for length in large if length <= 8192]
-    tables: dict[str, list[dict]] = {}
 
     def table(name: str, title: str, rows: Iterable[dict]) -> None:
         tables[name] = show(title, rows)
@@ -431,12 +425,12 @@ def measure(args: argparse.Namespace, device: torch.device) -> dict[str, list[di
 
     title = "Reading: ms to the first byte after a prompt; = + + is where sketch spends them"
     table("reading", title, reading(model, lengths, args.repeats))
-    peaks("reading", "Reading: peak memory alive beyond the weights", large)
+    peaks("reading", "Reading: peak memory beyond the weights", large)
     table("writing", f"Writing after a prompt of {n} bytes", writing(model, n, args.written))
     table("writing late", "Writing after the longest prompt", writing(model, lengths[-1], SEGMENT))
     title = "Training: forward and backward on one row"
     table("training", title, training(model, trained, args.repeats))
-    peaks("training", "Training: peak memory alive beyond weights and gradients", trained)
+    peaks("training", "Training: peak memory beyond the weights, gradients included", trained)
     table("counted", "Counted: FLOPs and cache", counting(model.config, lengths))
     leads = {
         "reading": {row["bytes"]: row["full / sketch"] for row in tables["reading"]},
@@ -445,7 +439,6 @@ def measure(args: argparse.Namespace, device: torch.device) -> dict[str, list[di
     }
     title = f"Break-even: where one of full and sketch has over {MARGIN} times the other's speed"
     table("break-even", title, ({"at": at} | break_even(lead) for at, lead in leads.items()))
-    return tables
 
 
 def run(args: argparse.Namespace) -> None:
@@ -455,12 +448,14 @@ def run(args: argparse.Namespace) -> None:
         check(args, device)
     machine = this_machine(device)
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    tables = count_paper(args.cell) if args.paper else measure(args, device)
-    if args.json:
-        sizes = PAPER if args.paper else (args.size,)
-        configs = {name: asdict(replace(SIZES[name], cell=args.cell)) for name in sizes}
-        content = {"machine": machine, "configs": configs, "seed": 0, "tables": tables}
-        save_json(args.json, content)
+    sizes, tables = PAPER if args.paper else (args.size,), {}
+    configs = {name: asdict(replace(SIZES[name], cell=args.cell)) for name in sizes}
+    try:
+        count_paper(args.cell, tables) if args.paper else measure(args, device, tables)
+    finally:  # a run without memory for its last table leaves the others
+        if args.json and tables:
+            content = {"machine": machine, "configs": configs, "seed": 0, "tables": tables}
+            save_json(args.json, content)
 
 
 def main(argv: list[str] | None = None) -> None:
