@@ -197,7 +197,7 @@ def tell(model: Vist2, context: bytes, seed: int, screens: Screens) -> None:
     prompt = question_prompt(context, key)
     seen = next(moments(model, prompt, 1, len(prompt) + 2 * n, STOP)).seen
     shares = torch.stack(seen).mean(0).float().cpu()[: end // n * m].view(-1, m)
-    chunk = int(shares.argmax()) // m
+    chunk = int(shares.sum(1).argmax())
     say(f"\nAsked for {one_line(key)}, the first byte of the answer looks most at chunk {chunk}:")
     show(chunk_of(context, chunk), shares[chunk] / shares.max())
 

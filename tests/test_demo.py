@@ -2,6 +2,7 @@ import html
 import io
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -118,6 +119,15 @@ def test_the_controls_see_no_past_other_facts_and_blank_sketches(monkeypatch):
     assert [history for *_, history in asked] == ["sketch", "none", "sketch", "sketch"]
     assert text == none[0] == context and blank[0] == b" " * 32 + b"open"
     assert foreign[32:] == b"open" and b"=" in foreign and b"key=22" not in foreign
+
+
+def test_the_chunk_that_is_named_is_looked_at_most_in_all_of_its_tokens(monkeypatch, capsys):
+    seen = torch.tensor([0.5, 0, 0, 0] + [0.2] * 4 + [0.1] * 7)  # of two chunks and an open one
+    moment = SimpleNamespace(seen=[seen, seen])
+    monkeypatch.setattr(demo, "moments", lambda *_: iter([moment]))
+    model, context = make_model(), b"a=1\nkey=22\n".ljust(32, b"\n")
+    demo.tell(model, context, 0, demo.Screens(model.config, [demo.Terminal()]))
+    assert "looks most at chunk 1:" in capsys.readouterr().out
 
 
 def test_an_answer_may_be_as_long_as_the_longest_value(monkeypatch):
