@@ -43,7 +43,7 @@ def open_streams() -> None:
 
 def out_of_memory(error: BaseException) -> bool:
     """Torch has no one exception for all devices: the CPU's is a plain RuntimeError."""
-    signs = ("out of memory", "allocate memory", "not enough memory")
+    signs = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 

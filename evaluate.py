@@ -69,7 +69,7 @@ def reading_accuracy(model: Vist2, corpus: Corpus, chunks: int) -> dict[str, flo
 
 
 def score(model: Vist2, corpus: Corpus, history: str, bits: Tensor) -> dict[str, float]:
-    """A summary of held-out bits (K, N, n); under "sketch" also how K chunks, or 128, are read."""
+    """A summary of bits (K, N, n); under "sketch" also of reading min(K, 128) chunks a kind."""
     result = summarize(bits)
     if history == "sketch":
         result |= reading_accuracy(model, corpus, min(len(bits), 128))

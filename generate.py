@@ -139,7 +139,7 @@ def print_reading(model: Vist2, text: bytes) -> None:
         for at in range(0, len(read), n):
             print(f"text |{one_line(text[start + at : start + at + n])}|")
             print(f"read |{one_line(read[at : at + n])}|")
-        misread.update((a, b) for a, b in zip(text[start:], read) if a != b)
+        misread.update((a, b) for a, b in zip(text[start : start + len(read)], read) if a != b)
         start += len(read)
     for (a, b), times in misread.most_common(5):
         print(f"{bytes([a])} read as {bytes([b])}, times: {times}")
@@ -249,7 +249,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--temperature", type=float, help="0 takes the likeliest byte; default: 0.8, for --ask 0")
     add("--top-k", type=int, help="sample among the k likeliest bytes only")
     add("--seed", type=int, default=0, help="of what is drawn (%(default)s)")
-    add("--history", choices=HISTORIES, help="of finished chunks; default: as in training")
+    add("--history", choices=HISTORIES, help="how full chunks are kept; default: as in training")
     add("--history-chunks", type=int, help="how far back, 2 or more; default: as in training")
     add("--bf16", action=argparse.BooleanOptionalAction, default=False, help="halves the memory")
     add("--watch", action="store_true", help="on a terminal: show each chunk turn into its sketch")

@@ -63,12 +63,9 @@ def counting_kept(model: Vist2) -> Iterator[ValuesView[torch.UntypedStorage]]:
 def plan_on_cpu(*how) -> Plan:
     """`plan_forward`, but where tokens see each other is found out on the CPU: meta has no data."""
     *shape_and_rule, device = how
-    plan = plan_forward(*shape_and_rule, torch.device("cpu"))
-    positions, previous, outputs = (
-        part.to(device) for part in (plan.positions, plan.previous, plan.outputs)
-    )
-    blocks = plan.blocks and [(keys.to(device), mask.to(device)) for keys, mask in plan.blocks]
-    return Plan(positions, previous, blocks, outputs)
+    plan, move = plan_forward(*shape_and_rule, torch.device("cpu")), lambda part: part.to(device)
+    blocks = plan.blocks and [(move(keys), move(mask)) for keys, mask in plan.blocks]
+    return Plan(move(plan.positions), move(plan.previous), blocks, move(plan.outputs))
 
 
 def count_task(model: Vist2, history: str, task: str, batch: Batch) -> tuple[int, int]:

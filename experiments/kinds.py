@@ -32,7 +32,7 @@ from vist2 import BYTES, Vist2
 
 FACTS = partial(Style, facts=16)  # 80 to 420 bytes
 NEEDLES = (300, 1000, 1900)  # bytes of text about one fact
-# Kinds of facts that training draws, and kinds that it never draws.
+# Kinds of facts that the curriculum draws ("in training"), and kinds that it never draws.
 TRAINED = {
     "plain": FACTS(),
     "1 fact": Style(facts=1),

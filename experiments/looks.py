@@ -5,8 +5,8 @@
 
 Values of plain facts are asked for, in contexts of 16, some two chunks, but the facts end with
 another byte than a newline, or have another one in place of `=`. Training uses neither HELD_BACK
-nor control bytes so, apart from newline and tab, which are drawn as all of these are: a letter,
-white on black. To an encoder of bytes it is all the same how a byte is drawn.
+nor control bytes so, apart from newline and tab. All control bytes are drawn alike: a letter, white
+on black. To an encoder of bytes it is all the same how a byte is drawn.
 """
 
 import unicodedata

@@ -163,7 +163,7 @@ class Contrast(Vist2):
     state before a chunk picks this chunk's mean token among those of the batch. After LCL (arXiv
     2406.07543), which trains a vision model so on interleaved text."""
 
-    WEIGHT = 0.1  # of this loss, in each batch with sketches of a step: 0.2 to 0.4, others about 2
+    WEIGHT = 0.1  # of this loss, which each batch with sketches adds
 
     def __init__(self, config: Config):
         super().__init__(config)
