@@ -5,9 +5,10 @@
     python -m experiments.compare --no-questions             what do questions cost?
     python -m experiments.compare --quick                    does it run? no results
 
-Decoder, learning rate and windows of text are the same for all, and so is the curriculum for all
-that have a memory (but `gist` reads while the others spell); `none`, `full` and `recent` take as
-many steps of language modelling, on whole chunks. Each run is kept on disk under its settings, so
+Decoder, --lr and windows of text are the same for all, and so is the curriculum for all that have a
+memory (but `gist` reads while the others spell); `none`, `full` and `recent` take as many steps of
+language modelling, on whole chunks. Muon takes matrices inside blocks: `conv` and `meanpool` have
+none in their encoders, which AdamW trains. Each run is kept on disk under its settings, so
 that a comparison that was interrupted goes on where it stopped.
 """
 
