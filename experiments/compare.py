@@ -2,7 +2,7 @@
 
     python -m experiments.compare                            the whole curriculum at 4x: hours
     python -m experiments.compare --steps 1350 --seeds 3     each run a quarter as long
-    python -m experiments.compare --no-questions             what do questions cost?
+    python -m experiments.compare --questions 0              what do questions cost?
     python -m experiments.compare --quick                    does it run? no results
 
 Decoder, --lr and windows of text are the same for all, and so is the curriculum for all that have a
@@ -59,7 +59,7 @@ class Run(Settings):
     """
 
     rival: str = "sketch"
-    questions: bool = True  # in its curriculum; without, a step has less to learn
+    questions: float = 1  # their share, of that in the curriculum; with less a step is smaller
     device_type: str = "cpu"
     version: int = VERSION
 
@@ -70,8 +70,9 @@ class Run(Settings):
     def stages(self, corpus: Corpus) -> list[Stage]:
         stages = scale_stages(CURRICULUM, self.history, self.steps)
         stages = fit_once(tuple(stages), self.config, corpus.train)
-        if not self.questions:
-            stages = [replace(stage, **dict.fromkeys(EXAMPLES, 0)) for stage in stages]
+        if self.questions != 1:
+            less = lambda s: {name: self.questions * getattr(s, name) or 0 for name in EXAMPLES}
+            stages = [replace(stage, **less(stage)) for stage in stages]
         if RIVALS[self.rival].spells:
             return stages
         return [replace(s, reading=s.reading + s.spelling, spelling=0) for s in stages]
@@ -86,12 +87,12 @@ class Run(Settings):
         return hashlib.sha256(record.encode()).hexdigest()[:8]
 
     def folder(self, corpus: Corpus) -> Path:
-        name = self.rival + "-no-questions" * (not self.questions)
+        name = self.rival + f"-questions-{self.questions:g}" * (self.questions != 1)
         name += f"-{self.config.ratio}x-seed{self.seed}-{self.key(corpus)}"
         return Path(self.out) / name
 
 
-def make_run(rival: str, ratio: int, questions=True, **settings) -> Run:
+def make_run(rival: str, ratio: int, questions=1.0, **settings) -> Run:
     """settings: fields of Settings. Raises UserError for what makes no sense."""
     merge, ratio = RIVALS[rival].merge, 4 if rival in REFERENCES else ratio
     if ratio // merge not in CELLS:
@@ -287,7 +288,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     length("--quick", action="store_true", help=quick)
     add("--lr", type=float, default=lr, help="Muon's, of every run (%(default)s)")
     add("--recall", action="store_true", help="then test the recall of each run")
-    add("--no-questions", action="store_true", help="leave these out of training")
+    about = "share of these, of that in the curriculum; 0 leaves them out (%(default)s)"
+    add("--questions", type=float, default=1, help=about)
     add("--out", metavar="DIR", default="runs/compare", help="for all runs (%(default)s)")
     return parser.parse_args(argv)
 
@@ -313,6 +315,7 @@ def check(args: argparse.Namespace) -> None:
     """Raises UserError for what makes no sense."""
     check_range("--seeds", args.seeds, 1, 100)
     check_range("--steps", args.steps, 1, MAX_STEPS)
+    check_range("--questions", args.questions, 0, 1)
     check_writable(args.json)
     check_folder(args.out)
 
@@ -321,7 +324,7 @@ def run(args: argparse.Namespace) -> None:
     check(args)
     steps, windows = (QUICK, QUICK_WINDOWS) if args.quick else (args.steps, None)
     how = dict(steps=steps, lr=args.lr, device=args.device, data=args.data, out=args.out)
-    make = partial(make_run, questions=not args.no_questions, **how)
+    make = partial(make_run, questions=args.questions, **how)
     rivals = sorted(args.rivals, key=lambda name: name not in REFERENCES)
     lines = [
         [make(name, ratio, seed=seed) for seed in range(args.seeds)]
@@ -335,11 +338,11 @@ def run(args: argparse.Namespace) -> None:
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     title = f"{corpus.name}, digest {corpus.digest}; lr {args.lr}, {steps} steps a run"
     title += ", without a memory those of language alone"
-    title += ", no questions" * args.no_questions
+    title += f", questions at {args.questions:g} of their share" * (args.questions != 1)
     title += ": TOO FEW, these figures are no results" if args.quick else ""
     show(title, score_rows(lines, corpus, windows, scores))
     content = {"machine": machine, "corpus": corpus.name, "quick": args.quick}
-    content["questions"] = not args.no_questions
+    content["questions"] = args.questions
     content["settings"] = sketch.record(corpus, sketch.stages(corpus))
     content["runs"] = scores
     if "sketch" in rivals:

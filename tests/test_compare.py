@@ -67,9 +67,9 @@ def test_nothing_is_trained_but_what_was_asked_for(printed, tmp_path):
     once = printed("--rivals", "sketch")
     assert [path.name[:9] for path in (tmp_path / "runs").iterdir()] == ["sketch-4x"]
     assert "| as it is |" in once
-    alone = printed("--rivals", "none", "--no-questions")
-    assert "of language alone, no questions: TOO FEW" in alone and "no questions" not in once
-    assert list((tmp_path / "runs").glob("none-no-questions-4x-seed0-*"))
+    alone = printed("--rivals", "none", "--questions", "0")
+    assert "alone, questions at 0 of their share: TOO FEW" in alone and "their share" not in once
+    assert list((tmp_path / "runs").glob("none-questions-0-4x-seed0-*"))
 
 
 def test_a_stopped_run_goes_on_to_what_the_core_measures(small_file, tmp_path, monkeypatch, capsys):
@@ -150,16 +150,20 @@ def test_all_settings_name_a_run_and_gist_reads_while_others_spell(small_file, m
     assert theirs[0].spelling and ours == [replace(theirs[0], spelling=0, reading=1), *theirs[1:]]
 
 
-def test_without_questions_a_run_has_the_same_stages_but_for_these(small_file, monkeypatch):
+def test_with_fewer_questions_a_run_has_the_same_stages_but_for_these(small_file, monkeypatch):
     monkeypatch.undo()
     corpus = load_corpus(str(small_file), 64)
     for name in ("sketch", "gist", "none", "recent"):
-        asked, unasked = (make_run(name, 4, questions=q, **SMALL) for q in (True, False))
+        asked, half, unasked = (make_run(name, 4, questions=q, **SMALL) for q in (1, 0.5, 0))
         stages = asked.stages(corpus)
         assert any(stage.questions for stage in stages)
         without = [replace(stage, recall=0, styled=0, repeat=0) for stage in stages]
         assert unasked.stages(corpus) == without and unasked.key(corpus) != asked.key(corpus)
-        assert unasked.folder(corpus).name.startswith(f"{name}-no-questions-4x-seed0-")
+        assert unasked.folder(corpus).name.startswith(f"{name}-questions-0-4x-seed0-")
+        for stage, ours in zip(stages, half.stages(corpus), strict=True):
+            parts = {task: share / 2 for task, share in stage.questions.items()}
+            assert ours.questions == parts and ours == replace(stage, **parts)
+        assert half.folder(corpus).name.startswith(f"{name}-questions-0.5-4x-seed0-")
 
 
 @pytest.mark.parametrize(
@@ -167,6 +171,7 @@ def test_without_questions_a_run_has_the_same_stages_but_for_these(small_file, m
     [
         (["--rivals", "sketch,cnn"], "'cnn' is unknown, expected some of none,full,sketch"),
         (["--steps", "3"], "not allowed with argument --quick"),
+        (["--questions", "2"], "--questions is 2.0, expected 0 to 1"),
         (["--rivals", "prune", "--ratios", "2"], "prune at 2x takes a sketch of 1x, there is none"),
     ],
 )
