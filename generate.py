@@ -249,7 +249,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--temperature", type=float, help="0 takes the likeliest byte; default: 0.8, for --ask 0")
     add("--top-k", type=int, help="sample among the k likeliest bytes only")
     add("--seed", type=int, default=0, help="of what is drawn (%(default)s)")
-    add("--history", choices=HISTORIES, help="how full chunks are kept; default: as in training")
+    add("--history", choices=HISTORIES, help="how finished chunks are kept; default: as trained")
     add("--history-chunks", type=int, help="how far back, 2 or more; default: as in training")
     add("--bf16", action=argparse.BooleanOptionalAction, default=False, help="halves the memory")
     add("--watch", action="store_true", help="on a terminal: show each chunk turn into its sketch")

@@ -89,9 +89,9 @@ def option(default, about: str, **how):
     return field(default=default, metadata={"help": about} | how)
 
 
-def by_preset(name: str) -> str:
+def by_preset(name: str, about: str) -> str:
     values = (f"{default[name]} for {preset}" for preset, default in DEFAULTS.items())
-    return f"default: {', '.join(values)}"
+    return f"{about}; default: {', '.join(values)}"
 
 
 BOOL = argparse.BooleanOptionalAction
@@ -102,14 +102,14 @@ class Settings:
     """One run: made from the command line, saved in its checkpoint, compared at a resume."""
 
     preset: str = option("tiny", "size of the model", choices=DEFAULTS)
-    history: str = option("sketch", "how full chunks are kept", choices=TRAINED_HISTORIES)
+    history: str = option("sketch", "how finished chunks are kept", choices=TRAINED_HISTORIES)
     cell: tuple = option((16, 4), f"pixels of a byte: {KNOWN_CELLS}", type=parse_cell)
     merge: int = option(1, "patches in a sketch token", type=int)
     chunk: int = option(64, "bytes in a chunk", type=int)
     stage: str = option("curriculum", "instruct goes on from a finished model", choices=TABLES)
     steps: int | None = option(None, "about so many in all; default: the stage's", type=int)
-    batch_bytes: int | None = option(None, f"a share of 1; {by_preset('batch_bytes')}", type=int)
-    lr: float | None = option(None, f"Muon's rate; {by_preset('lr')}", type=float)
+    batch_bytes: int | None = option(None, by_preset("batch_bytes", "of a task of share 1"), type=int)
+    lr: float | None = option(None, by_preset("lr", "Muon's rate"), type=float)
     seed: int = option(0, "of weights and batches", type=int)
     bf16: bool | None = option(None, "autocast to bfloat16; default: on CUDA", action=BOOL)
     compile: bool = option(False, "torch.compile, all of a block but attention", action=BOOL)
@@ -213,10 +213,10 @@ def train(
                 line = {"step": step + 1, "stage": stage.name, "grad_norm": grad_norm} | losses
                 line = {k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}
                 if save_now := info["step"] % SAVE_EVERY == 0:
-                    bar.set_description("evaluating")
-                    line["held out"] = evaluate_briefly(
-                        model, corpus, settings.history, recalls=bool(stage.recall)
-                    )
+                    how = dict(history=settings.history, recalls=bool(stage.recall))
+                    with contextlib.suppress(BrokenPipeError):  # the line is written all the same
+                        bar.set_description("evaluating")
+                        line["held out"] = evaluate_briefly(model, corpus, **how)
                 log.write(json.dumps(line) + "\n")
                 log.flush()  # before the checkpoint: a log may run ahead of it, never fall behind
                 if save_now:

@@ -452,6 +452,9 @@ def run(args: argparse.Namespace) -> None:
     configs = {name: asdict(replace(SIZES[name], cell=args.cell)) for name in sizes}
     try:
         count_paper(args.cell, tables) if args.paper else measure(args, device, tables)
+    except KeyboardInterrupt:
+        tables.clear()  # what a whole run has written before stays
+        raise
     finally:  # a run without memory for its last table leaves the others
         if args.json and tables:
             content = {"machine": machine, "configs": configs, "seed": 0, "tables": tables}

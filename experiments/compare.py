@@ -7,8 +7,8 @@
 
 Decoder, --lr and windows of text are the same for all, and so is the curriculum for all that have a
 memory (but `gist` reads while the others spell); `none`, `full` and `recent` take as many steps of
-language modelling, on whole chunks. Muon takes matrices inside blocks: `conv` and `meanpool` have
-none in their encoders, which AdamW trains. Each run is kept on disk under its settings, so
+language modelling, on whole chunks. Muon takes matrices inside blocks: the encoder of `conv` has
+none, so AdamW trains it. Each run is kept on disk under its settings, so
 that a comparison that was interrupted goes on where it stopped.
 """
 
@@ -288,7 +288,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     length("--quick", action="store_true", help=quick)
     add("--lr", type=float, default=lr, help="Muon's, of every run (%(default)s)")
     add("--recall", action="store_true", help="then test the recall of each run")
-    about = "share of these, of that in the curriculum; 0 leaves them out (%(default)s)"
+    about = "how much of the curriculum's share of questions; 0 leaves them out (%(default)s)"
     add("--questions", type=float, default=1, help=about)
     add("--out", metavar="DIR", default="runs/compare", help="for all runs (%(default)s)")
     return parser.parse_args(argv)

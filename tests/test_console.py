@@ -35,9 +35,10 @@ from console import (
         (FileNotFoundError(errno.ENOENT, "No such file", "x\ny"), "[Errno 2] No such file: 'x"),
         (MemoryError(), "not enough memory, try a smaller --count"),
         (RuntimeError("CUDA out of memory. Tried to allocate"), "not enough memory, try a smaller"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), "not enough memory, try a"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "not enough memory"),
     ],
-    ids=["user", "system", "memory", "memory of a GPU", "memory of the CPU"],
+    ids=["user", "system", "memory", "memory of a GPU", "a full GPU", "memory of the CPU"],
 )
 def test_a_mistake_ends_a_program_in_one_printable_line(error, said):
     with pytest.raises(SystemExit) as ended, command_line("x.py", "--count"):

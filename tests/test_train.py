@@ -230,14 +230,19 @@ def test_a_second_ctrl_c_ends_even_an_evaluation(start, whole, monkeypatch, caps
 def test_a_closed_pipe_ends_a_run_that_goes_on_from_there(start, whole, tmp_path, monkeypatch):
     """Ctrl-C ends the `tee` of `train.py 2>&1 | tee log` at once, and then the bar fails."""
 
-    def closed(*_):
+    def closed(*_, **__):
         raise BrokenPipeError
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
         patch.setattr(train.tqdm, "update", closed)
         start("run")
     assert info_of(tmp_path / "run")["step"] == 1  # before any other checkpoint
-    assert_same_run(whole / "curriculum", start("run", "--resume"))
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
+        patch.setattr(train, "evaluate_briefly", closed)
+        ends = lambda at, _: at == 2 and patch.setattr(train.tqdm, "update", closed)
+        before_each_step(patch, ends)
+        start("run", "--resume")
+    assert info_of(tmp_path / "run")["step"] == 3 == len(log_of(tmp_path / "run"))
 
 
 def test_all_histories_begin_alike_and_learn_the_same_windows(start, monkeypatch):
