@@ -108,7 +108,7 @@ class Settings:
     chunk: int = option(64, "bytes in a chunk", type=int)
     stage: str = option("curriculum", "instruct goes on from a finished model", choices=TABLES)
     steps: int | None = option(None, "about so many in all; default: the stage's", type=int)
-    batch_bytes: int | None = option(None, by_preset("batch_bytes", "of a task of share 1"), type=int)
+    batch_bytes: int | None = option(None, by_preset("batch_bytes", "for a share of 1"), type=int)
     lr: float | None = option(None, by_preset("lr", "Muon's rate"), type=float)
     seed: int = option(0, "of weights and batches", type=int)
     bf16: bool | None = option(None, "autocast to bfloat16; default: on CUDA", action=BOOL)
