@@ -194,7 +194,8 @@ def test_the_tables_of_equal_cache_of_writing_and_of_controls_are_what_their_jso
         for cells, row in zip(rows_of(page, head), json_of(file)["rows"], strict=True):
             assert cells[1:3] == [row.pop("memory"), row.pop("ratio")]
             assert all(map(agrees, cells[:1] + cells[3:], row.values())), cells
-    for head, file in {"writer": "written", "other writer": "written-seeds"}.items():
+    writers = {"writer": "written", "other writer": "written-seeds", "third writer": "written-none"}
+    for head, file in writers.items():
         for cells, row in zip(rows_of(page, head), json_of(file)["rows"], strict=True):
             assert all(map(agrees, cells, row.values())), cells  # then comes its info
     rows = rows_of((ROOT / "docs/rivals.md").read_text(), "`sketch`, what it is shown")
