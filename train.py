@@ -191,40 +191,40 @@ def train(
         tqdm(total=len(plan), initial=saved, unit="step") as bar,
         delay_signals() as signals,
     ):
-        with contextlib.suppress(BrokenPipeError):  # of the bar: Ctrl-C ends `2>&1 | tee`, too
-            while info["step"] < len(plan) and not signals:
-                step, stage = info["step"], plan[info["step"]]
-                for optimizer, share in zip(optimizers, (1, ADAMW_RATE), strict=True):
-                    optimizer.param_groups[0]["lr"] = share * settings.lr * rate(step, len(plan))
-                what = (stage, model.config, corpus, settings, step, language_steps[step])
-                batches = list(sample_batches(*what))
-                losses = backward(model, batches, settings)
-                grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
-                check_finite(losses | {"grad_norm": grad_norm}, step, saved)
-                for optimizer in optimizers:
-                    optimizer.step()
-                    optimizer.zero_grad()
+        while info["step"] < len(plan) and not signals:
+            step, stage = info["step"], plan[info["step"]]
+            for optimizer, share in zip(optimizers, (1, ADAMW_RATE), strict=True):
+                optimizer.param_groups[0]["lr"] = share * settings.lr * rate(step, len(plan))
+            what = (stage, model.config, corpus, settings, step, language_steps[step])
+            batches = list(sample_batches(*what))
+            losses = backward(model, batches, settings)
+            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
+            check_finite(losses | {"grad_norm": grad_norm}, step, saved)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
 
-                info["step"] = step + 1
-                contexts = [batch.longest_context for _, _, batch in batches]
-                info["max_context"] = max(info["max_context"], *contexts)
-                window = stage.windows * corpus.train.window if stage.language else 0
-                info["max_window"] = max(info["max_window"], window)
-                line = {"step": step + 1, "stage": stage.name, "grad_norm": grad_norm} | losses
-                line = {k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}
-                if save_now := info["step"] % SAVE_EVERY == 0:
-                    how = dict(history=settings.history, recalls=bool(stage.recall))
-                    with contextlib.suppress(BrokenPipeError):  # the line is written all the same
-                        bar.set_description("evaluating")
-                        line["held out"] = evaluate_briefly(model, corpus, **how)
-                log.write(json.dumps(line) + "\n")
-                log.flush()  # before the checkpoint: a log may run ahead of it, never fall behind
-                if save_now:
-                    save_run(out, model, info, record, optimizers)
-                    saved = info["step"]
-                bar.set_description(stage.name, refresh=False)
-                shown |= {k: 0.95 * shown.get(k, v) + 0.05 * v for k, v in losses.items()}
-                bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items()}, refresh=False)
+            info["step"] = step + 1
+            contexts = [batch.longest_context for _, _, batch in batches]
+            info["max_context"] = max(info["max_context"], *contexts)
+            window = stage.windows * corpus.train.window if stage.language else 0
+            info["max_window"] = max(info["max_window"], window)
+            line = {"step": step + 1, "stage": stage.name, "grad_norm": grad_norm} | losses
+            line = {k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}
+            if save_now := info["step"] % SAVE_EVERY == 0:
+                how = dict(history=settings.history, recalls=bool(stage.recall))
+                with contextlib.suppress(BrokenPipeError):
+                    bar.set_description("evaluating")
+                    line["held out"] = evaluate_briefly(model, corpus, **how)
+            log.write(json.dumps(line) + "\n")
+            log.flush()  # before the checkpoint: a log may run ahead of it, never fall behind
+            if save_now:
+                save_run(out, model, info, record, optimizers)
+                saved = info["step"]
+            bar.set_description(stage.name, refresh=False)
+            shown |= {k: 0.95 * shown.get(k, v) + 0.05 * v for k, v in losses.items()}
+            bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items()}, refresh=False)
+            with contextlib.suppress(BrokenPipeError):  # Ctrl-C ends `tee` before it gets here
                 bar.update()
         if saved < info["step"]:
             save_run(out, model, info, record, optimizers)
