@@ -37,8 +37,8 @@ class Stage:
     with all text visible (`text`), or with sketches as the only past and chunks of a sixteenth, a
     quarter or the whole of the config's chunk length, in windows of `windows` times the config's.
     `recall`, the same in drawn styles (`styled`), and `repeat` (see questions.EXAMPLES) ask about a
-    context of up to `context` chunks, in one batch of three up to four times as many; `own` are the
-    user's questions. A step asks those of one kind, drawn by the shares, with the weight of all.
+    context of up to `context` chunks, a third of the batches of four times as many; `own` are the
+    user's questions. A step asks one kind, drawn by the shares; its loss has the sum of these.
     """
 
     name: str

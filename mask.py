@@ -51,7 +51,7 @@ def make_layout(N: int, n: int, m: int, S: int, skip: int = 0, device=None) -> L
 
 
 def may_attend(query: Layout, key: Layout) -> Tensor:
-    """Who sees whom: fields (.., Q, 1) and (K,) -> (.., Q, K) bool. Two rules:
+    """Who sees whom: fields (.., Q, 1) and (K,) -> (.., Q, K) bool. The rule:
 
         nothing looks ahead;  a sketch is seen by all, a byte by the bytes of its own chunk
 

@@ -291,18 +291,18 @@ class Vist2(nn.Module):
         openings: (.., 1), of each run. skip: none are wanted of so many first ids. An input is a
         sum of three: the embedding of its byte, that of its run's opening, and a causal convolution
         over its byte and the ones before. `speller` takes a sketch token to a code for each byte it
-        shows; the kernel, its transpose, takes the last K bytes, as many as a token has in its last
-        line of print, to nearly that token.
+        shows; the kernel, its transpose, takes the last K bytes, as many as the last line of a
+        token's patch shows (4 by default), to nearly that token.
         """
         x, c = self.embed(ids), self.config
         how = dict(k=c.merge, byte=PATCH // c.cell[1], out=c.width)
         code = rearrange(self.speller.weight, "(k line byte out) C -> line (k byte) out C", **how)
-        kernel = code[-1, -PAGE // c.cell[1] :]  # (K, C, C), mostly a view: writing copies none
+        kernel = code[-1, -PAGE // c.cell[1] :]  # (K, C, C), a view by default: no copy
         K, T = len(kernel), x.shape[-2]
         padded = F.pad(x, (0, 0, K - 1, 0))
         windows = torch.cat([padded[..., skip + k : k + T, :] for k in range(K)], dim=-1)
         looked_back = windows @ kernel.flatten(0, 1)  # (.., T - skip, K C) @ (K C, C)
-        # where a memory of experiments/ opens a chunk with the byte before, that means START
+        # an opening that is a byte, as some of experiments/rivals.py have it, counts as START
         return norm(x[..., skip:, :] + self.embed(openings.clamp(min=START)) + looked_back)
 
     def compress(self, chunks: Tensor) -> Tensor:
