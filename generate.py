@@ -152,13 +152,14 @@ def print_reading(model: Vist2, text: bytes) -> None:
 
 def fit_context(text: bytes, info: dict, name: str) -> bytes:
     """The end of a context, as long as training has seen. Raises UserError for a model that never
-    learned to answer, and for a role's byte."""
+    learned to answer, for no text, and for a role's byte."""
     most = info["max_context"]
     if not most:
         expected = f"expected a model that did, such as --checkpoint {WEIGHTS}"
         raise UserError(f"{info['path']} never learned to answer, {expected}")
-    cut = max(0, len(text) - most)
-    if cut:
+    if not text:
+        raise UserError(f"{name} is empty, expected a text to ask about")
+    if cut := max(0, len(text) - most):
         seen = f"the context is {len(text)} bytes, training saw at most {most}"
         warn(f"{seen}: the first {cut} bytes are cut")
     refuse_roles(text[cut:], name, cut)
@@ -186,8 +187,7 @@ def fit_prompt(
     if chunks > seen:
         warn(f"--history-chunks {chunks} is more than the {seen} that training saw")
     held = end_of_prompt(prompt, chunks, config.chunk)
-    cut = len(prompt) - len(held)
-    if cut:
+    if cut := len(prompt) - len(held):
         room = f"the history {chunks} chunks of {config.chunk}"
         warn(f"the prompt is {len(prompt)} bytes, {room}: the first {cut} bytes are cut")
     return held, chunks
@@ -291,9 +291,8 @@ def run(args: argparse.Namespace) -> None:
         return print_answers(model, info, args)
     if args.read is not None:
         text = read_file(args.read)
-        if len(text) < model.config.chunk:
-            least = f"at least one chunk, {model.config.chunk}"
-            raise UserError(f"{args.read} has {len(text)} bytes, expected {least}")
+        if len(text) < (n := model.config.chunk):
+            raise UserError(f"{args.read} has {len(text)} bytes, expected at least one chunk, {n}")
         if info["history"] != "sketch":
             warn(f"trained under history {info['history']!r}, it never learned to read")
         return print_reading(model, text)

@@ -298,7 +298,7 @@ def test_ask_reads_no_more_than_training_saw(run, model, capsys):
     for context, read in (
         (bytes(range(32, 127)), bytes(range(64, 127))),
         (CONTEXT, CONTEXT),
-        (b"", b""),
+        (b"x", b"x"),
     ):
         Path("context").write_bytes(context)
         g.main([*run, *ASK, "--max-new-bytes", "20"])
@@ -347,6 +347,7 @@ BAD = {
     "--read tiny --temperature 0": "--top-k are not for --read",
     "--read tiny --top-k 2": "--top-k are not for --read",
     "--read tiny": "tiny has 1 bytes, expected at least one chunk, 16",
+    "--ask xi --context /dev/null": "/dev/null is empty, expected a text to ask about",
     "--read /dev/zero": "/dev/zero is too long, expected at most 5,000 bytes",
     "--prompt-file /dev/zero": "/dev/zero is too long",
     "--prompt-file=": " is no file, expected a file, or -",
