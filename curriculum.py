@@ -38,7 +38,7 @@ class Stage:
     quarter or the whole of the config's chunk length, in windows of `windows` times the config's.
     `recall`, the same in drawn styles (`styled`), and `repeat` (see questions.EXAMPLES) ask about a
     context of up to `context` chunks, a third of the batches of four times as many; `own` are the
-    user's questions. A step asks one kind, drawn by the shares; its loss has the sum of these.
+    user's questions. A step asks one kind, drawn by the shares, with the sum of all their shares.
     """
 
     name: str

@@ -102,8 +102,7 @@ def load_corpus(path: str | None, window: int) -> Corpus:
     if path == "":
         raise UserError("the name of the data is empty, expected a file or a folder")
     found = python_files() if path is None else user_files(Path(path))
-    library = f"Python {platform.python_version()} standard library"
-    name = library if path is None else one_line(path)
+    name = one_line(path) if path else f"Python {platform.python_version()} standard library"
     cut = sum(len(text) >= window for text in found.values()) < PIECES
     least = PIECES * window if cut else window
     files = {key: text for key, text in found.items() if len(text) >= least}

@@ -224,8 +224,10 @@ def train(
             bar.set_description(stage.name, refresh=False)
             shown |= {k: 0.95 * shown.get(k, v) + 0.05 * v for k, v in losses.items()}
             bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items()}, refresh=False)
-            with contextlib.suppress(BrokenPipeError):  # Ctrl-C ends `tee` before it gets here
+            try:
                 bar.update()
+            except BrokenPipeError:  # as when Ctrl-C ends the tee of `2>&1 | tee`, too
+                break
         if saved < info["step"]:
             save_run(out, model, info, record, optimizers)
     return info

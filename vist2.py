@@ -292,7 +292,7 @@ class Vist2(nn.Module):
         sum of three: the embedding of its byte, that of its run's opening, and a causal convolution
         over its byte and the ones before. `speller` takes a sketch token to a code for each byte it
         shows; the kernel, its transpose, takes the last K bytes, as many as the last line of a
-        token's patch shows (4 by default), to nearly that token.
+        token's print shows (4 by default, of 16 pixels), to nearly that token.
         """
         x, c = self.embed(ids), self.config
         how = dict(k=c.merge, byte=PATCH // c.cell[1], out=c.width)
@@ -302,7 +302,7 @@ class Vist2(nn.Module):
         padded = F.pad(x, (0, 0, K - 1, 0))
         windows = torch.cat([padded[..., skip + k : k + T, :] for k in range(K)], dim=-1)
         looked_back = windows @ kernel.flatten(0, 1)  # (.., T - skip, K C) @ (K C, C)
-        # an opening that is a byte, as some of experiments/rivals.py have it, counts as START
+        # an opening that is a byte, as `SlowFast` of experiments/rivals.py has it, counts as START
         return norm(x[..., skip:, :] + self.embed(openings.clamp(min=START)) + looked_back)
 
     def compress(self, chunks: Tensor) -> Tensor:

@@ -112,7 +112,8 @@ def test_peak_memory_is_that_of_a_fresh_process_and_of_the_work_alone():
     mib = bench.fresh_peak("reading", "full", 2048, *MACHINE)
     cache = 2048 * 8192 / 2**20  # keys and values: 4 layers, 4 heads of 64, float32
     assert cache < mib < 4 * cache  # torch alone takes more
-    assert bench.fresh_peak("training", "full", 128, *MACHINE) > 6  # MiB of gradients
+    trained = bench.fresh_peak("training", "full", 128, "bench", [16, 4], "cpu")
+    assert trained > 26_500_000 * 4 / 2**20  # gradients, though the warm-up had as many
 
 
 @pytest.mark.parametrize("environment", [{}, {"GLIBC_TUNABLES": ""}])

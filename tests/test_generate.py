@@ -347,7 +347,7 @@ BAD = {
     "--read tiny --temperature 0": "--top-k are not for --read",
     "--read tiny --top-k 2": "--top-k are not for --read",
     "--read tiny": "tiny has 1 bytes, expected at least one chunk, 16",
-    "--ask xi --context /dev/null": "/dev/null is empty, expected a text to ask about",
+    "--ask xi --context /dev/null": "/dev/null is empty, expected a text",
     "--read /dev/zero": "/dev/zero is too long, expected at most 5,000 bytes",
     "--prompt-file /dev/zero": "/dev/zero is too long",
     "--prompt-file=": " is no file, expected a file, or -",

@@ -233,17 +233,18 @@ def test_a_closed_pipe_costs_no_step_and_no_line_of_the_log(start, whole, tmp_pa
     def closed(*_, **__):
         raise BrokenPipeError
 
+    for step in (1, 2):  # no checkpoint is there before
+        with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
+            patch.setattr(train.tqdm, "update", closed)
+            start("run", *["--resume"] * (step > 1))
+        assert info_of(tmp_path / "run")["step"] == step
+    assert_same_run(whole / "curriculum", start("run", "--resume"))
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
-        patch.setattr(train.tqdm, "update", closed)
-        interrupt(patch, 1)
-        start("run")
-    assert info_of(tmp_path / "run")["step"] == 1  # before any other checkpoint
-    with monkeypatch.context() as patch:
-        patch.setattr(train.tqdm, "update", closed)
-        assert_same_run(whole / "curriculum", start("run", "--resume"))
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "evaluate_briefly", closed)
-        assert len(log_of(start("other"))) == 15 == info_of(tmp_path / "other")["step"]
+        ends = lambda at, _: at == 3 and patch.setattr(train.tqdm, "refresh", closed)
+        before_each_step(patch, ends)
+        patch.setattr(train.tqdm, "update", lambda bar: bar.refresh())
+        start("other")  # its evaluation at step 3 has no bar to write to
+    assert len(log_of(tmp_path / "other")) == 3 == info_of(tmp_path / "other")["step"]
 
 
 def test_all_histories_begin_alike_and_learn_the_same_windows(start, monkeypatch):
