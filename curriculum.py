@@ -37,7 +37,7 @@ class Stage:
     with all text visible (`text`), or with sketches as the only past and chunks of a sixteenth, a
     quarter or the whole of the config's chunk length, in windows of `windows` times the config's.
     `recall`, the same in drawn styles (`styled`), and `repeat` (see questions.EXAMPLES) ask about a
-    context of up to `context` chunks, a third of the batches of four times as many; `own` are the
+    context of up to `context` chunks, in a third of the batches four times as many; `own` are the
     user's questions. A step asks one kind, drawn by the shares, with the sum of all their shares.
     """
 

@@ -126,7 +126,6 @@ def evaluate_briefly(model: Vist2, corpus: Corpus, history: str, recalls: bool) 
 def report(model: Vist2, corpus: Corpus, info: dict) -> None:
     """What a person wants to see at the end."""
     history, n = info["history"], model.config.chunk
-    print("all steps are saved; evaluating on all held-out files ...", flush=True)
     print(
         f"\nheld-out files of {corpus.name} (digest {corpus.digest}), history {history}, "
         f"{info['step']} steps"

@@ -158,7 +158,7 @@ def fit_context(text: bytes, info: dict, name: str) -> bytes:
         expected = f"expected a model that did, such as --checkpoint {WEIGHTS}"
         raise UserError(f"{info['path']} never learned to answer, {expected}")
     if not text:
-        raise UserError(f"{'standard input' if name == '-' else name} is empty, expected a text")
+        raise UserError(f"{name} is empty, expected a text")
     if cut := max(0, len(text) - most):
         seen = f"the context is {len(text)} bytes, training saw at most {most}"
         warn(f"{seen}: the first {cut} bytes are cut")

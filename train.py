@@ -195,8 +195,9 @@ def train(
             step, stage = info["step"], plan[info["step"]]
             for optimizer, share in zip(optimizers, (1, ADAMW_RATE), strict=True):
                 optimizer.param_groups[0]["lr"] = share * settings.lr * rate(step, len(plan))
-            what = (stage, model.config, corpus, settings, step, language_steps[step])
-            batches = list(sample_batches(*what))
+            batches = list(
+                sample_batches(stage, model.config, corpus, settings, step, language_steps[step])
+            )
             losses = backward(model, batches, settings)
             grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
             check_finite(losses | {"grad_norm": grad_norm}, step, saved)
@@ -212,10 +213,10 @@ def train(
             line = {"step": step + 1, "stage": stage.name, "grad_norm": grad_norm} | losses
             line = {k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}
             if save_now := info["step"] % SAVE_EVERY == 0:
-                how = dict(history=settings.history, recalls=bool(stage.recall))
+                recalls = bool(stage.recall)
                 with contextlib.suppress(BrokenPipeError):
                     bar.set_description("evaluating")
-                    line["held out"] = evaluate_briefly(model, corpus, **how)
+                    line["held out"] = evaluate_briefly(model, corpus, settings.history, recalls)
             log.write(json.dumps(line) + "\n")
             log.flush()  # before the checkpoint: a log may run ahead of it, never fall behind
             if save_now:
@@ -325,6 +326,7 @@ def run(settings: Settings) -> None:
         again = ": the same command with --resume goes on" if info["step"] else ""
         warn(f"stopped at step {info['step']:,} of {info['steps']:,}{again}")
         raise KeyboardInterrupt
+    print("all steps are saved; evaluating on all held-out files ...", flush=True)
     report(model, corpus, info)
     print(f"\n{one_line(f'{out}/model.pt')} after {(time.perf_counter() - began) / 60:.1f} minutes")
 

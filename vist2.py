@@ -292,7 +292,7 @@ class Vist2(nn.Module):
         sum of three: the embedding of its byte, that of its run's opening, and a causal convolution
         over its byte and the ones before. `speller` takes a sketch token to a code for each byte it
         shows; the kernel, its transpose, takes the last K bytes, as many as the last line of a
-        token's print shows (4 by default, of 16 pixels), to nearly that token.
+        token's print shows (4 by default), to nearly that token.
         """
         x, c = self.embed(ids), self.config
         how = dict(k=c.merge, byte=PATCH // c.cell[1], out=c.width)

@@ -351,8 +351,9 @@ def counting(config: Config, lengths: list[int]) -> Iterator[dict]:
         }
 
 
-def count_paper(cell: tuple[int, int], tables: dict[str, list]) -> None:
-    """The paper's sizes on the meta device, put into `tables`, and the paper's own figures."""
+def count_paper(cell: tuple[int, int]) -> dict[str, list[dict]]:
+    """The paper's sizes on the meta device, and the paper's own figures."""
+    tables = {}
     for name in PAPER:
         config = replace(SIZES[name], cell=cell)
         weights = sum(p.numel() for p in make_model(config, "meta").parameters())
@@ -372,6 +373,7 @@ def count_paper(cell: tuple[int, int], tables: dict[str, list]) -> None:
         "                     so that a whole process saves less\n"
         "  first token        not measured here"
     )
+    return tables
 
 
 # ------------------------------------------------------------------------------ command line
@@ -451,7 +453,10 @@ def run(args: argparse.Namespace) -> None:
     sizes, tables = PAPER if args.paper else (args.size,), {}
     configs = {name: asdict(replace(SIZES[name], cell=args.cell)) for name in sizes}
     try:
-        count_paper(args.cell, tables) if args.paper else measure(args, device, tables)
+        if args.paper:
+            tables |= count_paper(args.cell)
+        else:
+            measure(args, device, tables)
     except KeyboardInterrupt:
         tables.clear()  # what a whole run has written before stays
         raise

@@ -36,7 +36,6 @@ from curriculum import fit_to_corpus, scale_stages
 from data import Corpus, load_corpus
 from experiments.report import flops, make_parser, save_json, show, this_machine
 from experiments.rivals import REFERENCES, RIVALS, Leak
-from questions import EXAMPLES
 from render import render
 from train import Settings, check_equal, train
 from vist2 import Config, Vist2
@@ -70,9 +69,8 @@ class Run(Settings):
     def stages(self, corpus: Corpus) -> list[Stage]:
         stages = scale_stages(CURRICULUM, self.history, self.steps)
         stages = fit_once(tuple(stages), self.config, corpus.train)
-        if self.questions != 1:
-            less = lambda s: {name: self.questions * getattr(s, name) or 0 for name in EXAMPLES}
-            stages = [replace(stage, **less(stage)) for stage in stages]
+        less = lambda s: {task: self.questions * share or 0 for task, share in s.questions.items()}
+        stages = [replace(stage, **less(stage)) for stage in stages]
         if RIVALS[self.rival].spells:
             return stages
         return [replace(s, reading=s.reading + s.spelling, spelling=0) for s in stages]

@@ -56,7 +56,7 @@ def test_few_files_are_split_within_and_many_between(tmp_path, count):
 
 
 def test_of_one_file_one_piece_in_twenty_is_held_out(tmp_path):
-    (path := tmp_path / "text").write_bytes(b"")
+    path = tmp_path / "text"
     for length in range(20_000, 20_020):
         path.write_bytes(bytes(length))
         assert size(load_corpus(str(path), 64).held_out) in (1000, 1001)

@@ -233,7 +233,7 @@ def test_a_closed_pipe_costs_no_step_and_no_line_of_the_log(start, whole, tmp_pa
     def closed(*_, **__):
         raise BrokenPipeError
 
-    for step in (1, 2):  # no checkpoint is there before
+    for step in (1, 2):  # before any other checkpoint, and on from there
         with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
             patch.setattr(train.tqdm, "update", closed)
             start("run", *["--resume"] * (step > 1))
